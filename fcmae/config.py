@@ -30,7 +30,9 @@ class DataConfig:
     """Images: where they are and how they become tensors."""
 
     source: Literal["folder", "digits"] = "folder"
-    """`folder`: image files below `root`, nested or flat. `digits`: scikit-learn's scanned digits, enlarged."""
+    """`folder`: image files below `root`, nested or flat. `digits`: scikit-learn's scanned digits,
+    enlarged.
+    """
     root: str | None = None
     """Folder of training images; for fine-tuning, one subfolder a class."""
     val_root: str | None = None
@@ -42,7 +44,9 @@ class DataConfig:
     image_size: int | tuple[int, int] = 224
     """Side of the square crop, or (height, width), in pixels."""
     in_chans: int = 3
-    """Channels of the network's input; images with another number are converted where that has one meaning."""
+    """Channels of the network's input; images with another number are converted where that has one
+    meaning.
+    """
     mean: tuple[float, ...] | None = None
     """Mean per channel of pixels in [0, 1]. None: ImageNet's for 3 channels, 0.5 otherwise."""
     std: tuple[float, ...] | None = None
@@ -67,11 +71,22 @@ class DataConfig:
         require(height > 0 and width > 0, f"data.image_size: expected positive sides, got {self.image_size}.")
         require(self.in_chans > 0, f"data.in_chans: expected at least 1, got {self.in_chans}.")
         _check_range("data.val_fraction", self.val_fraction, 0.0, 0.9)
+        require(
+            self.labels_per_class is None or self.labels_per_class >= 1,
+            f"data.labels_per_class: expected at least 1, got {self.labels_per_class}.",
+        )
+        low, high = self.crop_scale
+        require(
+            0 < low <= high <= 1, f"data.crop_scale: expected 0 < low <= high <= 1, got {self.crop_scale}."
+        )
+        low, high = self.crop_ratio
+        require(0 < low <= high, f"data.crop_ratio: expected 0 < low <= high, got {self.crop_ratio}.")
         for name, values in (("mean", self.mean), ("std", self.std)):
             require(
                 values is None or len(values) == self.in_chans,
                 f"data.{name}: expected {self.in_chans} values (data.in_chans), got {values}.",
             )
+        require(self.std is None or min(self.std) > 0, f"data.std: expected positive values, got {self.std}.")
         require(
             self.max_bad_images >= 0, f"data.max_bad_images: expected 0 or more, got {self.max_bad_images}."
         )
@@ -101,13 +116,17 @@ class ModelConfig:
     norm_pix_loss: bool = True
     """Normalise each target patch by its own mean and variance (the paper: on)."""
     execution: Execution = "sparse"
-    """`sparse`: visible sites only. `masked_dense`: the same numbers over all sites. `leaky_dense`: masked once, at the input."""
+    """`sparse`: visible sites only. `masked_dense`: the same numbers over all sites. `leaky_dense`: masked
+    once, at the input.
+    """
     backend: str = "auto"
     """Engine of the sparse operations."""
     grn_scope: Literal["image", "batch"] = "image"
     """Sites over which GRN takes its statistics; `batch` is what the original sparse code does."""
     init: Literal["002", "original"] = "002"
-    """`002`: normal weights of std 0.02. `original`: the original code's accidental std 1.0 in the encoder."""
+    """`002`: normal weights of std 0.02. `original`: the original code's accidental std 1.0 in the
+    encoder.
+    """
     drop_path: float = 0.0
     """Stochastic depth of the last block, rising linearly (the paper: 0 in pretraining)."""
     depths: tuple[int, ...] | None = None
@@ -143,7 +162,9 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The optimiser and the length of pretraining; defaults are the paper's (table 8) at ImageNet-1K's 800 epochs."""
+    """The optimiser and the length of pretraining; defaults are the paper's (table 8) at ImageNet-1K's 800
+    epochs.
+    """
 
     steps: int = 250_000
     """Optimiser steps of the whole run."""
@@ -212,7 +233,9 @@ class FinetuneTrainConfig(TrainConfig):
     random_erasing: float = 0.0
     """Probability of erasing a rectangle."""
     ema_decay: float | None = None
-    """Decay of the weights' moving average, evaluated beside the weights (the paper: 0.9999); None turns it off."""
+    """Decay of the weights' moving average, evaluated beside the weights (the paper: 0.9999); None turns it
+    off.
+    """
     evaluate_every: int = 1000
     """Steps between evaluations; the last step is always evaluated."""
 
@@ -247,7 +270,9 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = "auto"
-    """`auto`: go on from the newest good checkpoint of `run.dir`, or start; `none`: start; or a checkpoint's path."""
+    """`auto`: go on from the newest good checkpoint of `run.dir`, or start; `none`: start; or a checkpoint's
+    path.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

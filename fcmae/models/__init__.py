@@ -1,0 +1,48 @@
+"""Encoders and decoders."""
+
+from fcmae.models.convnextv2 import ConvNeXtV2Encoder
+from fcmae.models.decoders import ConvNeXtDecoder
+from fcmae.models.presets import PRESETS, find_preset
+from sparse_ops.functional import Scope
+
+__all__ = ["PRESETS", "ConvNeXtDecoder", "ConvNeXtV2Encoder", "create_backbone", "find_preset"]
+
+
+def create_backbone(
+    name: str,
+    *,
+    in_chans: int = 3,
+    drop_path: float = 0.0,
+    grn_scope: Scope = "image",
+    backend: str = "auto",
+    depths: tuple[int, ...] | None = None,
+    dims: tuple[int, ...] | None = None,
+    stem_stride: int | None = None,
+    kernel_size: int = 7,
+) -> ConvNeXtV2Encoder:
+    """Build an encoder by its name; any field of the preset can be overridden.
+
+    Args:
+        name: `convnextv2_{atto,femto,pico,nano,tiny,small,base,large,huge}`.
+        in_chans: Channels of the images.
+        drop_path: Stochastic depth of the last block, rising linearly from 0.
+        grn_scope: Sites of GRN's statistics, "image" or "batch".
+        backend: Engine of the sparse operations.
+        depths: Blocks of each stage; None: the preset's.
+        dims: Width of each stage; None: the preset's.
+        stem_stride: Pixels per site of the first stage; None: 4.
+        kernel_size: Side of the depthwise kernels.
+    Raises:
+        InputError: unknown name (the nearest one is suggested), or stages that do not fit together.
+    """
+    preset = find_preset(name)
+    return ConvNeXtV2Encoder(
+        depths or preset.depths,
+        dims or preset.dims,
+        in_chans=in_chans,
+        stem_stride=stem_stride or 4,
+        kernel_size=kernel_size,
+        drop_path=drop_path,
+        grn_scope=grn_scope,
+        backend=backend,
+    )

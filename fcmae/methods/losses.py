@@ -1,0 +1,35 @@
+"""The reconstruction loss that FCMAE, ConvMAE and MAE share."""
+
+from torch import Tensor
+
+PATCH_EPS = 1e-6
+"""Added to a patch's variance before the square root, as in MAE."""
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each patch, [B, L, 1] each: unbiased variance, `sqrt(var + 1e-6)` as in
+    MAE.
+    """
+    mean = patches.mean(dim=-1, keepdim=True)
+    std = (patches.var(dim=-1, keepdim=True) + PATCH_EPS).sqrt()
+    return mean, std
+
+
+def reconstruction_loss(pred: Tensor, patches: Tensor, masked: Tensor, *, norm_pix_loss: bool) -> Tensor:
+    """Mean squared error of the masked patches, in float32 at least.
+
+    Args:
+        pred: Predicted patches, [B, L, D].
+        patches: True patches, [B, L, D].
+        masked: bool [B, L], True = removed.
+        norm_pix_loss: Normalise each true patch by its own mean and standard deviation first.
+    Returns:
+        Scalar: the mean over D, then over the masked patches of the batch.
+    Paper: He et al. 2021, MAE, section 3.
+    """
+    target = patches
+    if norm_pix_loss:
+        mean, std = patch_statistics(patches)
+        target = (patches - mean) / std
+    error = (pred.to(target.dtype) - target).square().mean(dim=-1)
+    return (error * masked).sum() / masked.sum()

@@ -1,0 +1,22 @@
+"""What every method returns for a batch."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOutput:
+    """Loss and prediction of one batch.
+
+    Attributes:
+        loss: Scalar to minimise.
+        pred: Predicted patches, [B, L, patch_size**2 * in_chans], pixels ordered (y, x, channel).
+        visible: Which patches the encoder saw, bool [B, Gh, Gw].
+        logs: Further scalars worth a line in the log, detached.
+    """
+
+    loss: Tensor
+    pred: Tensor
+    visible: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)

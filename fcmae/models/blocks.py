@@ -1,0 +1,129 @@
+"""Blocks that run on rows of visible sites and on dense maps alike, from one set of parameters."""
+
+import torch
+from torch import Tensor, nn
+
+from sparse_ops import (
+    DownsampleConv2d,
+    GlobalResponseNorm,
+    Image,
+    SparseImage,
+    SubmConv2d,
+    features_of,
+    grn_mlp,
+    with_features,
+)
+from sparse_ops.functional import Scope
+
+
+def pointwise(module: nn.Module, x: Image) -> Image:
+    """Apply a module that acts on the channels of each site."""
+    return with_features(x, module(features_of(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop the residual branch of whole images, scale the others up.
+
+    Args:
+        rate: Probability of dropping, in [0, 1).
+    Paper: Huang et al. 2016, Deep Networks with Stochastic Depth.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Image) -> Tensor:
+        """The features of `x`, some images of them zero."""
+        features = features_of(x)
+        if not self.training or self.rate == 0.0:
+            return features
+        images = x.sites.batch_size if isinstance(x, SparseImage) else features.shape[0]
+        keep = torch.rand(images, device=features.device) >= self.rate
+        scale = keep.to(features.dtype) / (1 - self.rate)
+        if isinstance(x, SparseImage):
+            return features * scale[x.sites.image_of_row].unsqueeze(1)
+        return features * scale.view(-1, 1, 1, 1)
+
+    def extra_repr(self) -> str:
+        """The rate, for print(model)."""
+        return f"rate={self.rate:g}"
+
+
+class GrnMlp(nn.Module):
+    """Linear, GELU, GRN, linear, with timm's parameter names.
+
+    Args:
+        channels: Width of input and output, C.
+        mlp_ratio: Width of the hidden features as a multiple of C.
+        grn_scope: Sites of GRN's statistics, "image" or "batch".
+        backend: Engine of the sparse operations.
+    """
+
+    def __init__(
+        self, channels: int, *, mlp_ratio: int = 4, grn_scope: Scope = "image", backend: str = "auto"
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, mlp_ratio * channels)
+        self.grn = GlobalResponseNorm(mlp_ratio * channels, scope=grn_scope, backend=backend)
+        self.fc2 = nn.Linear(mlp_ratio * channels, channels)
+        self.backend = backend
+
+    def forward(self, x: Image) -> Image:
+        """C channels to C channels, any representation."""
+        return grn_mlp(
+            x,
+            (self.fc1.weight, self.fc1.bias),
+            (self.grn.weight, self.grn.bias),
+            (self.fc2.weight, self.fc2.bias),
+            eps=self.grn.eps,
+            scope=self.grn.scope,
+            backend=self.backend,
+        )
+
+
+class ConvNeXtV2Block(nn.Module):
+    """Depthwise convolution, LayerNorm and the GRN MLP, around a residual.
+
+    Args:
+        channels: Width, C.
+        kernel_size: Side of the depthwise kernel (the paper: 7).
+        drop_path: Probability of dropping the branch.
+        grn_scope: Sites of GRN's statistics, "image" or "batch".
+        backend: Engine of the sparse operations.
+    Paper: Woo et al. 2023, ConvNeXt V2, figure 5.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 7,
+        drop_path: float = 0.0,
+        grn_scope: Scope = "image",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.conv_dw = SubmConv2d(channels, channels, kernel_size, groups=channels, backend=backend)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = GrnMlp(channels, grn_scope=grn_scope, backend=backend)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Image) -> Image:
+        """C channels to C channels at the same sites."""
+        branch = self.mlp(pointwise(self.norm, self.conv_dw(x)))
+        return with_features(x, features_of(x) + self.drop_path(branch))
+
+
+class Downsample(nn.Sequential):
+    """LayerNorm and a 2x2 convolution of stride 2, named as in timm."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, backend: str = "auto") -> None:
+        super().__init__(
+            nn.LayerNorm(in_channels, eps=1e-6),
+            DownsampleConv2d(in_channels, out_channels, 2, backend=backend),
+        )
+
+    def forward(self, x: Image) -> Image:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Half the sites in each direction."""
+        return self[1](pointwise(self[0], x))

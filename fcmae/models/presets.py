@@ -1,0 +1,41 @@
+"""The sizes of every encoder, in one table."""
+
+import difflib
+from dataclasses import dataclass
+
+from fcmae.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNeXtV2Preset:
+    """Blocks and width of each stage."""
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+
+
+# Woo et al. 2023, appendix A.1, and the authors' repository.
+PRESETS: dict[str, ConvNeXtV2Preset] = {
+    "convnextv2_atto": ConvNeXtV2Preset(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320)),
+    "convnextv2_femto": ConvNeXtV2Preset(depths=(2, 2, 6, 2), dims=(48, 96, 192, 384)),
+    "convnextv2_pico": ConvNeXtV2Preset(depths=(2, 2, 6, 2), dims=(64, 128, 256, 512)),
+    "convnextv2_nano": ConvNeXtV2Preset(depths=(2, 2, 8, 2), dims=(80, 160, 320, 640)),
+    "convnextv2_tiny": ConvNeXtV2Preset(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768)),
+    "convnextv2_small": ConvNeXtV2Preset(depths=(3, 3, 27, 3), dims=(96, 192, 384, 768)),
+    "convnextv2_base": ConvNeXtV2Preset(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024)),
+    "convnextv2_large": ConvNeXtV2Preset(depths=(3, 3, 27, 3), dims=(192, 384, 768, 1536)),
+    "convnextv2_huge": ConvNeXtV2Preset(depths=(3, 3, 27, 3), dims=(352, 704, 1408, 2816)),
+}
+
+
+def find_preset(name: str) -> ConvNeXtV2Preset:
+    """The preset of a backbone's name.
+
+    Raises:
+        InputError: unknown name; the nearest one is suggested.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(PRESETS)}."
+        raise InputError(f"backbone: expected the name of an encoder, got {name!r}. {hint}")
+    return PRESETS[name]

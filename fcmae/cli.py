@@ -1,0 +1,144 @@
+"""The `fcmae` command. Each subcommand imports what it needs when it runs: help and typos answer at once."""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from fcmae.errors import InputError
+
+
+class Command(NamedTuple):
+    """What `fcmae --help` says of a subcommand, and the function that takes the arguments after its name."""
+
+    summary: str
+    run: Callable[[list[str]], int | None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fcmae COMMAND ...` and return its exit code.
+
+    A user's mistake (InputError) and a backend that cannot run end in one message on stderr and exit code 2,
+    Ctrl-C in exit code 130. Any other exception is a bug and keeps its traceback.
+
+    Args:
+        argv: The arguments after `fcmae`; None: the process's.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except InputError as error:
+        return _refuse(" ".join(str(error).split()))
+    except KeyboardInterrupt as error:
+        print(f"fcmae: interrupted. {error}".rstrip(), file=sys.stderr)
+        return 130
+    except Exception as error:
+        from sparse_ops import BackendUnavailableError  # loads torch, which other errors should not wait for
+
+        if not isinstance(error, BackendUnavailableError):
+            raise
+        return _refuse(str(error))
+
+
+def _refuse(message: str) -> int:
+    print(f"fcmae: {message}", file=sys.stderr)
+    return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name, *rest = arguments or [""]
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        advice = f"The nearest is {nearest[0]}." if nearest else "fcmae --help describes them."
+        raise InputError(f"command: expected one of {', '.join(COMMANDS)}, got {name or 'none'}. {advice}")
+    return COMMANDS[name].run(rest) or 0
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: fcmae COMMAND [--config FILE] [--section.field=VALUE ...]",
+            "",
+            "Masked-image pretraining of networks with convolutions, on the visible sites only.",
+            "",
+            "commands:",
+            *(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
+            "",
+            "fcmae COMMAND --help describes the options of one command.",
+        ]
+    )
+
+
+def _pretrain(argv: list[str]) -> None:
+    from fcmae.config import PretrainConfig
+
+    def run(config: PretrainConfig) -> None:
+        from fcmae.training.pretrain import pretrain
+
+        pretrain(config)
+
+    _train("pretrain", PretrainConfig, argv, run)
+
+
+def _finetune(argv: list[str]) -> None:
+    from fcmae.config import FinetuneConfig
+
+    def run(config: FinetuneConfig) -> None:
+        from fcmae.training.finetune import finetune
+
+        finetune(config)
+
+    _train("finetune", FinetuneConfig, argv, run)
+
+
+def _train(name: str, cls: type[Any], argv: list[str], run: Callable[[Any], None]) -> None:
+    """Read the configuration before torch is imported, then run; an interrupt says what is kept."""
+    from fcmae.config_io import config_help, load_config
+
+    if "-h" in argv or "--help" in argv:
+        print(config_help(cls, prog=f"fcmae {name}", description=COMMANDS[name].summary))
+        return
+    config = load_config(cls, argv)
+    try:
+        run(config)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"The checkpoints in {config.run.dir} are kept: the same command with --resume=auto goes on there."
+        ) from None
+
+
+def _convert(argv: list[str]) -> int | None:
+    from fcmae.convert import command
+
+    return command.main(argv)
+
+
+def _reconstruct(argv: list[str]) -> int | None:
+    from fcmae.report import command
+
+    return command.main(argv)
+
+
+def _bench(argv: list[str]) -> int | None:
+    if argv[:1] != ["step"]:
+        got = argv[0] if argv else "none"
+        if got in ("-h", "--help"):
+            print("usage: fcmae bench step ...\n\nfcmae bench step --help describes the options.")
+            return 0
+        raise InputError(f"bench: expected the benchmark `step`, got {got}. Write fcmae bench step.")
+    from fcmae.bench import step
+
+    return step.main(argv[1:])
+
+
+COMMANDS = {
+    "pretrain": Command("Pretrain an encoder on images without labels.", _pretrain),
+    "finetune": Command("Fine-tune a classifier from pretrained or random weights.", _finetune),
+    "convert": Command("Turn a pretraining checkpoint into a dense timm model's weights.", _convert),
+    "reconstruct": Command("Draw what a pretrained model makes of masked images.", _reconstruct),
+    "bench": Command("Measure time and memory of a pretraining step (fcmae bench step).", _bench),
+}

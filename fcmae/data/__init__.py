@@ -1,0 +1,32 @@
+"""Images in, batches out: sources, decoding, transforms and deterministic loading."""
+
+from fcmae.data.decode import IMAGE_EXTENSIONS, UnreadableImageError, decode_image
+from fcmae.data.loader import Batch, evaluation_batches, training_batches
+from fcmae.data.sources import DigitsDataset, FolderDataset, ImageDataset, open_dataset
+from fcmae.data.transforms import (
+    Transform,
+    denormalise,
+    eval_transform,
+    finetune_transform,
+    mean_std,
+    pretrain_transform,
+)
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "Batch",
+    "DigitsDataset",
+    "FolderDataset",
+    "ImageDataset",
+    "Transform",
+    "UnreadableImageError",
+    "decode_image",
+    "denormalise",
+    "eval_transform",
+    "evaluation_batches",
+    "finetune_transform",
+    "mean_std",
+    "open_dataset",
+    "pretrain_transform",
+    "training_batches",
+]

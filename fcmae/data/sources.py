@@ -1,0 +1,193 @@
+"""Where images come from: a folder of files, or the scanned digits that scikit-learn carries."""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fcmae.config import DataConfig
+from fcmae.data.decode import decode_image
+from fcmae.data.folders import find_images, label_by_folder
+from fcmae.data.splits import hold_out, limit_labels
+from fcmae.data.transforms import EVALUATION_ENLARGEMENT
+from fcmae.errors import InputError
+
+Split = Literal["train", "val", "all"]
+
+
+class ImageDataset(Dataset[Tensor]):
+    """Images by index, with their names and, where there are any, their classes."""
+
+    classes: tuple[str, ...] | None = None
+    """Names of the classes; None: unlabelled."""
+    labels: list[int] | None = None
+    """Class of each image, an index into `classes`; None: unlabelled."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.load(index)
+
+    def name_of(self, index: int) -> str:
+        """What messages call the image: its path, or its number in a built-in set."""
+        raise NotImplementedError
+
+    def load(self, index: int) -> Tensor:
+        """Pixels [in_chans, H, W], float32 in [0, 1]; H and W may differ between images.
+
+        Raises:
+            UnreadableImageError: the image cannot be decoded.
+            InputError: its channels cannot become `in_chans`.
+        """
+        raise NotImplementedError
+
+    def subset(self, indices: Sequence[int]) -> "ImageDataset":
+        """The images at `indices`, in that order, with their classes."""
+        return _Subset(self, indices)
+
+
+class _Subset(ImageDataset):
+    def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
+        self._dataset = dataset
+        self._indices = list(indices)
+        self.classes = dataset.classes
+        self.labels = None if dataset.labels is None else [dataset.labels[index] for index in self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name_of(self, index: int) -> str:
+        return self._dataset.name_of(self._indices[index])
+
+    def load(self, index: int) -> Tensor:
+        return self._dataset.load(self._indices[index])
+
+
+class FolderDataset(ImageDataset):
+    """Image files; `min_side` as in `decode_image`."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        in_chans: int,
+        min_side: int | None = None,
+        labels: Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self._paths = list(paths)
+        self._in_chans = in_chans
+        self._min_side = min_side
+        self.labels = None if labels is None else list(labels)
+        self.classes = None if classes is None else tuple(classes)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name_of(self, index: int) -> str:
+        return self._paths[index]
+
+    def load(self, index: int) -> Tensor:
+        return decode_image(self._paths[index], in_chans=self._in_chans, min_side=self._min_side)
+
+
+class DigitsDataset(ImageDataset):
+    """scikit-learn's 1797 scans of handwritten digits: 8x8, enlarged bicubically, grey in every channel."""
+
+    def __init__(self, size: tuple[int, int], *, in_chans: int, labelled: bool) -> None:
+        pixels, digits = load_digits(return_X_y=True)
+        self._scans = torch.from_numpy(pixels).to(torch.float32).view(-1, 1, 8, 8) / 16
+        self._size = size
+        self._in_chans = in_chans
+        if labelled:
+            self.labels = digits.tolist()
+            self.classes = tuple(str(digit) for digit in range(10))
+
+    def __len__(self) -> int:
+        return len(self._scans)
+
+    def name_of(self, index: int) -> str:
+        return f"digits[{index}]"
+
+    def load(self, index: int) -> Tensor:
+        scan = self._scans[index : index + 1]
+        enlarged = F.interpolate(scan, size=self._size, mode="bicubic", align_corners=False, antialias=True)
+        return enlarged[0].clamp_(0, 1).repeat(self._in_chans, 1, 1)
+
+
+def open_dataset(config: DataConfig, *, split: Split, labelled: bool) -> ImageDataset:
+    """The images of `config`; the same call always gives the same images in the same order.
+
+    `all` is every image of `root`, for pretraining. `train` and `val` are fine-tuning's: `root` and
+    `val_root`, or without `val_root` a fixed split of `root` by `val_fraction`, each class alike.
+    `labels_per_class` limits `train` only.
+
+    Args:
+        config: Source, folders and split.
+        split: Which images.
+        labelled: Whether the class of each image is wanted: its subfolder, or its digit.
+    Raises:
+        InputError: a folder is missing, empty or without classes, or the split wants more images than it has.
+    """
+    val_root = config.val_root if config.source == "folder" else None
+    dataset = _open_root(config, labelled)
+    if split == "all":
+        return dataset
+    if split == "val" and val_root is not None:
+        return _open_folder(
+            val_root, config, field="data.val_root", labelled=labelled, classes=dataset.classes
+        )
+
+    val_fraction = config.val_fraction if val_root is None else 0.0
+    train, val = hold_out(dataset.labels or [0] * len(dataset), val_fraction=val_fraction)
+    if split == "val":
+        if not val:
+            raise InputError(
+                f"data.val_fraction: expected a share that holds out at least one of {len(dataset)} images, "
+                f"got {config.val_fraction:g}. Raise it, add images, or set --data.val_root=DIR."
+            )
+        return dataset.subset(sorted(val))
+    if config.labels_per_class is not None and dataset.labels is not None and dataset.classes is not None:
+        train = limit_labels(train, dataset.labels, dataset.classes, per_class=config.labels_per_class)
+    return dataset.subset(sorted(train))
+
+
+def _open_root(config: DataConfig, labelled: bool) -> ImageDataset:
+    if config.source == "digits":
+        return DigitsDataset(config.size, in_chans=config.in_chans, labelled=labelled)
+    assert config.root is not None  # checked by DataConfig
+    return _open_folder(config.root, config, field="data.root", labelled=labelled)
+
+
+def _open_folder(
+    root: str, config: DataConfig, *, field: str, labelled: bool, classes: tuple[str, ...] | None = None
+) -> FolderDataset:
+    root = os.path.expanduser(root)
+    paths = find_images(root, field=field)
+    labels = None
+    if labelled:
+        classes, labels = label_by_folder(root, paths, field=field, classes=classes)
+    return FolderDataset(
+        paths,
+        in_chans=config.in_chans,
+        min_side=_smallest_useful_side(config),
+        labels=labels,
+        classes=classes,
+    )
+
+
+def _smallest_useful_side(config: DataConfig) -> int:
+    """Shorter side in pixels below which the smallest random crop or evaluation's crop would be magnified."""
+    height, width = config.size
+    low, high = config.crop_ratio
+    # A crop of share s and relative aspect r of an image of area A is sqrt(s A r W / H) wide and
+    # sqrt(s A H / (r W)) high; both must reach W and H, and the shorter side is at most sqrt(A).
+    crop = math.sqrt(height * width / (config.crop_scale[0] * min(low, 1 / high)))
+    return math.ceil(max(crop, EVALUATION_ENLARGEMENT * max(height, width)))

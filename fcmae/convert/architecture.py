@@ -1,0 +1,173 @@
+"""Which ConvNeXt V2 a checkpoint holds, from its config or from the shapes of its weights."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.models.convnext import ConvNeXt
+from torch import Tensor, nn
+
+from fcmae.config import require
+from fcmae.errors import InputError
+from fcmae.models import PRESETS, ConvNeXtV2Encoder, create_backbone, find_preset
+
+_BLOCK = re.compile(r"encoder\.stages\.(\d+)\.blocks\.(\d+)\..+")
+_STAGES = 4  # timm's ConvNeXt has no other number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A ConvNeXt V2: a name that timm and create_backbone share, and what differs from it.
+
+    Raises:
+        InputError: an unknown name, or depths or dims that are not four.
+    """
+
+    backbone: str
+    in_chans: int = 3
+    depths: tuple[int, ...] | None = None
+    """Blocks of each stage; None: those of `backbone`."""
+    dims: tuple[int, ...] | None = None
+    """Width of each stage; None: those of `backbone`."""
+    stem_stride: int = 4
+    kernel_size: int = 7
+
+    def __post_init__(self) -> None:
+        find_preset(self.backbone)
+        for name, values in (("depths", self.depths), ("dims", self.dims)):
+            require(
+                values is None or len(values) == _STAGES,
+                f"{name}: expected {_STAGES} stages, got {values}. timm's ConvNeXt has no other number.",
+            )
+
+    def create_encoder(self) -> ConvNeXtV2Encoder:
+        """Our encoder of this architecture, with GRN per image."""
+        return create_backbone(
+            self.backbone,
+            in_chans=self.in_chans,
+            depths=self.depths,
+            dims=self.dims,
+            stem_stride=self.stem_stride,
+            kernel_size=self.kernel_size,
+        )
+
+    @property
+    def has_timm_stem(self) -> bool:
+        """Whether timm's `patch_size` alone gives this network.
+
+        With `patch_size=2` timm adds a downsampling to the first stage; from 8 on it dilates the last stages.
+        """
+        return self.stem_stride != 2 and self.stem_stride < 8
+
+    def timm_options(self) -> dict[str, Any]:
+        """Keyword arguments of timm.create_model(backbone, ...) beside the defaults.
+
+        Stems that timm builds differently are not among them: see create_timm.
+        """
+        options: dict[str, Any] = {}
+        if self.in_chans != 3:
+            options["in_chans"] = self.in_chans
+        if self.depths is not None:
+            options["depths"] = self.depths
+        if self.dims is not None:
+            options["dims"] = self.dims
+        if self.stem_stride != 4 and self.has_timm_stem:
+            options["patch_size"] = self.stem_stride
+        if self.kernel_size != 7:
+            options["kernel_sizes"] = self.kernel_size
+        return options
+
+    def create_timm(self, **options: Any) -> ConvNeXt:
+        """The dense timm model of this architecture, with random weights.
+
+        Where timm's `patch_size` means another network, the convolution of the stem is exchanged, so that the
+        stages have the strides of our encoder.
+
+        Args:
+            **options: Further arguments of timm.create_model: num_classes, drop_path_rate, ...
+        """
+        model = timm.create_model(self.backbone, **self.timm_options(), **options)
+        assert isinstance(model, ConvNeXt)
+        if not self.has_timm_stem:
+            old = model.stem[0]
+            assert isinstance(old, nn.Conv2d)
+            stride = self.stem_stride
+            model.stem[0] = nn.Conv2d(old.in_channels, old.out_channels, stride, stride=stride)
+            for info in model.feature_info:
+                info["reduction"] = info["reduction"] * stride // 4
+        return model
+
+    def timm_shapes(self, *, num_classes: int) -> dict[str, torch.Size]:
+        """Name -> shape of the timm model's state dict; nothing is allocated."""
+        with torch.device("meta"):
+            model = self.create_timm(num_classes=num_classes)
+        return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def from_config(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that a pretraining checkpoint's config declares.
+
+    Raises:
+        InputError: the config lacks the fields, or timm has no such network.
+    """
+    try:
+        model, in_chans = config["model"], config["data"]["in_chans"]
+        backbone, stem_stride = model["backbone"], model["stem_stride"]
+        depths, dims = model["depths"], model["dims"]
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"checkpoint: expected a config with model and data fields, got none for {error}. "
+            "Use a checkpoint that fcmae pretrain wrote."
+        ) from error
+    return Architecture(
+        backbone=backbone,
+        in_chans=in_chans,
+        depths=None if depths is None else tuple(depths),
+        dims=None if dims is None else tuple(dims),
+        stem_stride=stem_stride or 4,
+    )
+
+
+def from_shapes(weights: Mapping[str, Tensor]) -> Architecture:
+    """The architecture that weights under our names (`encoder.*`) have.
+
+    Sizes that are no preset get the name of a preset with the same kind of MLP (timm's atto to nano store 1x1
+    convolutions), and their own depths and dims.
+
+    Raises:
+        InputError: a weight that tells a size is missing, or there are not four stages.
+    """
+    blocks = {(int(found[1]), int(found[2])) for key in weights if (found := _BLOCK.fullmatch(key))}
+    stages = sorted({stage for stage, _ in blocks})
+    if stages != list(range(_STAGES)):
+        raise InputError(
+            f"weights: expected blocks in stages 0 to 3, got stages {stages}. Give weights of ConvNeXt V2."
+        )
+    depths = tuple(sum(stage == wanted for stage, _ in blocks) for wanted in stages)
+    kernels = [_weight(weights, f"encoder.stages.{stage}.blocks.0.conv_dw.weight", 4) for stage in stages]
+    dims = tuple(kernel.shape[0] for kernel in kernels)
+    stem = _weight(weights, "encoder.stem.0.weight", 4)
+    fc1 = _weight(weights, "encoder.stages.0.blocks.0.mlp.fc1.weight", 2, 4)
+    same = [name for name, preset in PRESETS.items() if (preset.depths, preset.dims) == (depths, dims)]
+    return Architecture(
+        backbone=same[0] if same else "convnextv2_atto" if fc1.ndim == 4 else "convnextv2_tiny",
+        in_chans=stem.shape[1],
+        depths=None if same else depths,
+        dims=None if same else dims,
+        stem_stride=stem.shape[3],
+        kernel_size=kernels[0].shape[3],
+    )
+
+
+def _weight(weights: Mapping[str, Tensor], key: str, *ndims: int) -> Tensor:
+    if key not in weights:
+        raise InputError(f"weights: expected every key of ConvNeXt V2, got no {key}. Check the file.")
+    if weights[key].ndim not in ndims:
+        raise InputError(
+            f"weights: expected {key} of {' or '.join(map(str, ndims))} dimensions, "
+            f"got {list(weights[key].shape)}. Check the file."
+        )
+    return weights[key]

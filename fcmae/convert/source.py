@@ -1,0 +1,89 @@
+"""Weights as a user has them: a run folder, a checkpoint, a converted file or a state dict in memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fcmae.convert.architecture import Architecture, from_config, from_shapes
+from fcmae.convert.files import read_checkpoint, read_newest_checkpoint
+from fcmae.convert.formats import Format
+from fcmae.convert.report import shorten
+from fcmae.convert.transfer import resolve_source
+from fcmae.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A state dict, its format, and what came with it."""
+
+    weights: dict[str, Tensor]
+    format: Format
+    path: Path | None = None
+    """The file that was read; None for a state dict in memory."""
+    config: Mapping[str, Any] | None = None
+    """The config of a pretraining checkpoint of ours."""
+    refused: list[str] = field(default_factory=list)
+    """One line for each damaged newer checkpoint of the run."""
+
+    def architecture(self) -> Architecture:
+        """What the checkpoint's config declares, or what the shapes show where there is no config."""
+        if self.config is not None:
+            return from_config(self.config)
+        names = {self.format.to_ours(key): tensor for key, tensor in self.weights.items()}
+        return from_shapes({name: tensor for name, tensor in names.items() if name is not None})
+
+
+def open_source(weights: str | Path | Mapping[str, Any], *, source: str = "auto") -> Source:
+    """Read weights and tell their format.
+
+    Args:
+        weights: A checkpoint or weight file; a run folder, whose newest readable checkpoint is taken; or what
+            such a file holds.
+        source: The format, or `auto` to tell it from the keys.
+    Raises:
+        InputError: nothing readable there, no state dict in it, or a format that is not known.
+    """
+    path: Path | None = None
+    refused: list[str] = []
+    if isinstance(weights, Mapping):
+        content: Mapping[str, Any] = weights
+    elif Path(weights).is_dir():
+        newest = read_newest_checkpoint(weights)
+        if newest is None:
+            raise InputError(
+                f"checkpoint: expected step_*.pt in {weights} or its checkpoints, got none. Name another run."
+            )
+        path, content, refused = newest
+    else:
+        path = Path(weights)
+        content = read_checkpoint(path)
+    state_dict = _state_dict(content)
+    # A fine-tuning config names no depths or dims: its classifier's shapes say more.
+    is_pretraining = content.get("format") == "fcmae-1" and content.get("kind") == "pretrain"
+    return Source(
+        weights=state_dict,
+        format=resolve_source(state_dict, source),
+        path=path,
+        config=content.get("config", {}) if is_pretraining else None,
+        refused=refused,
+    )
+
+
+def _state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    inner = content
+    for key in ("model", "state_dict"):  # ours; timm's and most others'
+        if isinstance(content.get(key), Mapping):
+            inner = content[key]
+            break
+    foreign = [
+        f"{key} ({type(value).__name__})" for key, value in inner.items() if not isinstance(value, Tensor)
+    ]
+    if foreign:
+        raise InputError(
+            f"checkpoint: expected a state dict, bare or as `model` or `state_dict`, got {shorten(foreign)}. "
+            "Save the model's state dict."
+        )
+    return dict(inner)

@@ -1,0 +1,132 @@
+"""Weights of one format laid out for a target of another; every key on both sides is accounted for."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fcmae.convert.formats import FORMATS, Format
+from fcmae.convert.report import Report, shorten
+from fcmae.errors import InputError
+
+# Parts of our names that one side may lack: why a key is dropped, who initialises a missing one.
+# The encoder is not among them: all of it must arrive.
+_DROPPED = {
+    "decoder": "only pretraining has a decoder",
+    "head": "the target has no such classifier",
+}
+_MISSING = {
+    "decoder": "initialised by the method",
+    "head": "initialised by the classifier",
+}
+
+
+def detect_source(state_dict: Mapping[str, object]) -> str:
+    """The format of these weights: `fcmae` (our pretraining checkpoint) or `timm` (also our encoder alone).
+
+    Raises:
+        InputError: the keys are of neither.
+    """
+    for name, form in FORMATS.items():
+        if form.marker in state_dict:
+            return name
+    raise InputError(
+        f"weights: expected keys of {' or '.join(FORMATS)} weights "
+        f"({' or '.join(form.marker for form in FORMATS.values())}), "
+        f"got {shorten([str(key) for key in state_dict]) or 'no keys'}. Give a checkpoint of ConvNeXt V2."
+    )
+
+
+def resolve_source(state_dict: Mapping[str, object], source: str) -> Format:
+    """The format called `source`, or the one that the keys show when it is `auto`."""
+    if source == "auto":
+        source = detect_source(state_dict)
+    if source not in FORMATS:
+        raise InputError(f"source: expected auto, {' or '.join(FORMATS)}, got {source}. Choose one of them.")
+    return FORMATS[source]
+
+
+def transfer(
+    state_dict: Mapping[str, Tensor],
+    *,
+    source: Format,
+    target: Format,
+    target_shapes: Mapping[str, torch.Size],
+) -> tuple[dict[str, Tensor], Report]:
+    """The source's weights under the target's names and in its shapes, bit for bit.
+
+    Args:
+        state_dict: Weights of `source`, floating point.
+        target_shapes: The target's state dict: name -> shape, all names known to `target`.
+    Returns:
+        (target name -> tensor, for the mapped keys, in the target's order; report).
+    Raises:
+        InputError: a key of either side is unexplained, a shape disagrees, or a value is not finite.
+    """
+    ours = {key: source.to_ours(key) for key in state_dict}
+    source_of = {name: key for key, name in ours.items() if name is not None}
+    target_of = {name: key for key in target_shapes if (name := target.to_ours(key)) is not None}
+    problems = [
+        f"unexplained {_describe(key, state_dict[key])}" for key, name in ours.items() if name is None
+    ]
+    problems += [
+        f"unexplained target {key} {list(shape)}"
+        for key, shape in target_shapes.items()
+        if target.to_ours(key) is None
+    ]
+    source_parts = {_part(name) for name in source_of}
+    target_parts = {_part(name) for name in target_of}
+
+    weights: dict[str, Tensor] = {}
+    mapped: dict[str, str] = {}
+    dropped: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    for name, key in source_of.items():
+        tensor, place, part = state_dict[key], target_of.get(name), _part(name)
+        if place is None:
+            if part == "encoder" or (part == "decoder" and part in target_parts):
+                problems.append(f"unexplained {_describe(key, tensor)}")
+            else:
+                dropped[key] = _DROPPED[part]
+            continue
+        shape = target_shapes[place]
+        laid_out = target.layout(source.layout(tensor, shape), shape)
+        if laid_out.shape == shape:
+            weights[place], mapped[key] = laid_out, place
+        elif part == "head":  # another number of classes: the classifier keeps its own
+            dropped[key] = f"{list(tensor.shape)} does not fit the target's {list(shape)}"
+            missing[place] = _MISSING[part]
+        else:
+            problems.append(f"{_describe(key, tensor)} where {list(shape)} is needed")
+    for name, place in target_of.items():
+        part = _part(name)
+        if name in source_of:
+            continue
+        if part == "head" or (part == "decoder" and part not in source_parts):
+            missing[place] = _MISSING[part]
+        else:
+            problems.append(f"missing {place} {list(target_shapes[place])}")
+    if problems:
+        raise InputError(
+            f"weights: expected every key of the {source.name} weights to match the target, got "
+            f"{shorten(problems)}. Check the backbone and its depths, dims and in_chans."
+        )
+    _check_finite(state_dict)
+    report = Report(source=source.name, mapped=mapped, dropped=dropped, missing=missing)
+    return {place: weights[place] for place in target_shapes if place in weights}, report
+
+
+def _part(name: str) -> str:
+    return name.split(".", 1)[0]
+
+
+def _describe(key: str, tensor: Tensor) -> str:
+    return f"{key} {list(tensor.shape)}"
+
+
+def _check_finite(state_dict: Mapping[str, Tensor]) -> None:
+    bad = [key for key, tensor in state_dict.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise InputError(
+            f"weights: expected finite values, got NaN or infinity in {shorten(bad)}. Use an earlier file."
+        )

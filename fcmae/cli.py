@@ -107,7 +107,7 @@ def _train(name: str, cls: type[Any], argv: list[str], run: Callable[[Any], None
         run(config)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"The checkpoints in {config.run.dir} are kept: the same command with --resume=auto goes on there."
+            f"The checkpoints in {config.run.dir} are kept; the same command with --resume=auto goes on."
         ) from None
 
 

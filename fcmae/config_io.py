@@ -232,13 +232,13 @@ def _refusal(
     """The parser's error, which takes several lines and names Python types, as one line."""
     text = error.message
     key = re.match(r'Parser key "([^"]+)"|argument --([^:]+): expected one argument', text)
-    if stray := re.match(r"unrecognized arguments: (.*)", text, re.DOTALL):
+    if stray := re.match(r"unrecognized arguments: (.*)", text, re.DOTALL | re.IGNORECASE):
         return InputError(
             f"{origin}: expected --section.field=VALUE, got {stray[1]}. Write a list as [0.5,1.0]."
         )
-    if key is None or (name := key[1] or key[2]) not in leaves:
-        return InputError(f"{origin}: {' '.join(text.split())}")
     given = re.search(r"(?:Got|Given) value: (.*)\Z", text, re.DOTALL)
+    if key is None or (name := key[1] or key[2]) not in leaves or not (given or key[2]):
+        return InputError(f"{origin}: {' '.join(text.split())}")
     got = "none" if given is None else " ".join(given[1].replace("'", "").split()) or "nothing"
     where = f"{origin}, line {lines[name]}" if lines and name in lines else origin
     return InputError(f"{name}: expected {_describe(leaves[name].hint)}, got {got} ({where}).")

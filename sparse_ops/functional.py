@@ -3,6 +3,7 @@
 Every op takes a SparseImage, a MaskedImage (its dense emulation) or a plain dense tensor [B, H, W, C].
 """
 
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -20,13 +21,28 @@ Scope = Literal["image", "batch"]
 _ENGINES = {Backend.SCATTER: scatter, Backend.REFERENCE: reference}
 
 
-def _autocast(features: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+def engine(backend: str) -> ModuleType:
+    """The module of a backend, for tests that watch it."""
+    return _ENGINES[Backend(backend)]
+
+
+def _autocast(features: Tensor, *parameters: Tensor) -> list[Tensor]:
     """The tensors in autocast's dtype where it is on, as F.conv2d and F.linear would have them."""
     device = features.device.type
+    tensors = [features, *parameters]
     if not torch.is_autocast_enabled(device):
-        return (features, *others)
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in (features, *others))
+        return tensors
+    return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
+
+
+def _autocast_kernel(
+    features: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    if bias is None:
+        features, weight = _autocast(features, weight)
+    else:
+        features, weight, bias = _autocast(features, weight, bias)
+    return features, weight, bias
 
 
 def _check_kernel(op: str, features: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
@@ -79,7 +95,7 @@ def subm_conv2d(
     Paper: Graham and van der Maaten 2017, Submanifold Sparse Convolutional Networks.
     """
     op = "subm_conv2d"
-    features, weight, bias = _autocast(features_of(x), weight, bias)
+    features, weight, bias = _autocast_kernel(features_of(x), weight, bias)
     _check_kernel(op, features, weight, bias, groups)
     kernel = weight.shape[-1]
     require(kernel % 2 == 1, op, "the kernel's side", "odd", kernel)
@@ -119,7 +135,7 @@ def downsample_conv2d(
         BackendUnavailableError: no backend, or the named one, can run this call.
     """
     op = "downsample_conv2d"
-    features, weight, bias = _autocast(features_of(x), weight, bias)
+    features, weight, bias = _autocast_kernel(features_of(x), weight, bias)
     _check_kernel(op, features, weight, bias, 1)
     factor = weight.shape[-1]
     if isinstance(x, SparseImage):

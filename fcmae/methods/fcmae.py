@@ -16,6 +16,7 @@ from fcmae.masking import (
 from fcmae.methods.losses import reconstruction_loss
 from fcmae.methods.output import MethodOutput
 from fcmae.models import ConvNeXtDecoder, ConvNeXtV2Encoder
+from fcmae.models.blocks import ConvNeXtV2Block
 from sparse_ops import ActiveSites, SparseImage, features_of
 
 
@@ -119,14 +120,15 @@ def init_as_original(method: FCMAE) -> None:
     linear layers PyTorch's default. Activations of the Base model start near 13 000 instead of 6.
     """
     encoder, decoder = method.encoder, method.decoder
-    wide = [encoder.stem[0], decoder.proj, decoder.pred]
-    for stage in encoder.stages:
-        for block in stage.blocks:
+    wide: list[nn.Conv2d | nn.Linear] = [encoder.stem.conv, decoder.proj, decoder.pred]
+    for block in encoder.modules():
+        if isinstance(block, ConvNeXtV2Block):
             wide += [block.conv_dw, block.mlp.fc1, block.mlp.fc2]
-    for block in decoder.blocks:
-        wide.append(block.conv_dw)
-        block.mlp.fc1.reset_parameters()
-        block.mlp.fc2.reset_parameters()
+    for block in decoder.modules():
+        if isinstance(block, ConvNeXtV2Block):
+            wide.append(block.conv_dw)
+            block.mlp.fc1.reset_parameters()
+            block.mlp.fc2.reset_parameters()
     for module in wide:
         nn.init.trunc_normal_(module.weight, std=1.0)
 

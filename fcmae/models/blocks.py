@@ -1,5 +1,7 @@
 """Blocks that run on rows of visible sites and on dense maps alike, from one set of parameters."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -124,6 +126,16 @@ class Downsample(nn.Sequential):
             DownsampleConv2d(in_channels, out_channels, 2, backend=backend),
         )
 
+    @property
+    def norm(self) -> nn.LayerNorm:
+        """The LayerNorm."""
+        return cast(nn.LayerNorm, self[0])
+
+    @property
+    def conv(self) -> DownsampleConv2d:
+        """The convolution behind it."""
+        return cast(DownsampleConv2d, self[1])
+
     def forward(self, x: Image) -> Image:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Half the sites in each direction."""
-        return self[1](pointwise(self[0], x))
+        return self.conv(pointwise(self.norm, x))

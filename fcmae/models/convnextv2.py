@@ -1,6 +1,7 @@
 """ConvNeXt V2 whose one set of parameters runs on visible sites, on masked dense maps and on whole images."""
 
-import torch
+from typing import cast
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -8,7 +9,7 @@ from fcmae.config import Execution
 from fcmae.errors import InputError
 from fcmae.masking import patch_grid, space_to_depth
 from fcmae.models.blocks import ConvNeXtV2Block, Downsample
-from sparse_ops import ActiveSites, Image, MaskedImage, SparseImage, features_of
+from sparse_ops import ActiveSites, Image, MaskedImage, SparseImage, features_of, with_features
 from sparse_ops.functional import Scope
 
 
@@ -24,6 +25,16 @@ class Stem(nn.Sequential):
         )
         self.stride = stride
 
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution with kernel = stride."""
+        return cast(nn.Conv2d, self[0])
+
+    @property
+    def norm(self) -> nn.LayerNorm:
+        """The LayerNorm behind it."""
+        return cast(nn.LayerNorm, self[1])
+
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, images: Tensor, sites: ActiveSites | None, execution: Execution
     ) -> Image:
@@ -37,16 +48,16 @@ class Stem(nn.Sequential):
                 x = MaskedImage(squares, sites)
             else:
                 x = squares * sites.active.unsqueeze(-1).to(squares.dtype)
-        conv = self[0]
-        projected = F.linear(features_of(x), conv.weight.flatten(1), conv.bias)
-        projected = self[1](projected)
-        return projected if isinstance(x, Tensor) else x.with_features(projected)
+        projected = F.linear(features_of(x), self.conv.weight.flatten(1), self.conv.bias)
+        return with_features(x, self.norm(projected))
 
 
 class Stage(nn.Module):
     """A downsampling (none in the first stage) and blocks, named as in timm."""
 
-    def __init__(self, downsample: nn.Module, blocks: list[nn.Module]) -> None:
+    blocks: nn.Sequential
+
+    def __init__(self, downsample: nn.Module, blocks: list[ConvNeXtV2Block]) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
@@ -94,11 +105,11 @@ class ConvNeXtV2Encoder(nn.Module):
         self.depths, self.dims, self.in_chans = tuple(depths), tuple(dims), in_chans
         self.strides = tuple(stem_stride * 2**stage for stage in range(len(depths)))
         self.stem = Stem(in_chans, dims[0], stem_stride)
-        rates = torch.linspace(0, drop_path, sum(depths)).tolist()
+        rates = [drop_path * block / max(1, sum(depths) - 1) for block in range(sum(depths))]
         stages = []
         for stage, (depth, channels) in enumerate(zip(depths, dims, strict=True)):
             downsample = Downsample(dims[stage - 1], channels, backend=backend) if stage else nn.Identity()
-            blocks: list[nn.Module] = [
+            blocks = [
                 ConvNeXtV2Block(
                     channels,
                     kernel_size=kernel_size,

@@ -28,20 +28,19 @@ def global_response_norm(
 ) -> Tensor:
     """Norms as a reduction over each image's rows, in float32 at least; segments where counts differ."""
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    channels = wide.shape[1]
+    ragged = scope == "image" and sites.rows_per_image is None
+    groups = 1 if scope == "batch" else sites.batch_size
     squares = wide * wide
-    ragged = False
-    if scope == "batch":
-        squares = squares.sum(0, keepdim=True)
-    elif sites.rows_per_image is not None:
-        squares = squares.view(sites.batch_size, sites.rows_per_image, -1).sum(1)
+    if ragged:
+        squares = squares.new_zeros(groups, channels).index_add(0, sites.image_of_row, squares)
     else:
-        ragged = True
-        squares = squares.new_zeros(sites.batch_size, wide.shape[1]).index_add(0, sites.image_of_row, squares)
+        squares = squares.view(groups, wide.shape[0] // groups, channels).sum(1)
     # The square root has no slope at 0; an absent channel has norm 0 and, as in vector_norm, gradient 0.
     norms = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
     scale = gamma * (norms / (norms.mean(dim=1, keepdim=True) + eps)) + 1
     if ragged:
         out = wide * scale.index_select(0, sites.image_of_row)
     else:
-        out = (wide.view(scale.shape[0], -1, wide.shape[1]) * scale.unsqueeze(1)).flatten(0, 1)
+        out = (wide.view(groups, wide.shape[0] // groups, channels) * scale.unsqueeze(1)).flatten(0, 1)
     return (out + beta).to(features.dtype)

@@ -1,0 +1,171 @@
+"""The networks that a step is timed on: ours in each execution, and what it is held against.
+
+`direct` is the masked-dense network written by hand with `F.conv2d` in channels-last, to show that the
+masked-dense arm is not slowed down by our abstractions. `mae` is MAE's ViT-B/16 from timm's blocks.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fcmae.masking import patch_grid, patchify, random_visible_ids, visible_from_ids
+from fcmae.methods import FCMAE, create_method
+from fcmae.methods.losses import reconstruction_loss
+from fcmae.models.blocks import ConvNeXtV2Block, Downsample
+
+ARMS = ("sparse", "masked_dense", "leaky_dense", "direct", "mae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSpec:
+    """One arm of the benchmark, as it is sent to its process."""
+
+    arm: str
+    backbone: str
+    batch_size: int
+    image_size: int
+    mask_ratio: float
+    precision: str
+    backend: str
+    device: str
+    compile: bool
+    threads: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+class DirectMaskedDense(nn.Module):
+    """FCMAE's masked-dense step in plain PyTorch; parameters are those of `method`."""
+
+    def __init__(self, method: FCMAE) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of [B, C, H, W] images."""
+        method = self.method
+        encoder, decoder = method.encoder, method.decoder
+        grid = patch_grid((images.shape[2], images.shape[3]), method.patch_size)
+        ids = random_visible_ids(len(images), grid, mask_ratio=method.mask_ratio, generator=generator)
+        visible = visible_from_ids(ids, grid)
+        stem, channels_last = encoder.stem, images.contiguous(memory_format=torch.channels_last)
+        x = F.conv2d(channels_last, stem.conv.weight, stem.conv.bias, stem.stride)
+        x = stem.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        mask = _upsample(visible, x)
+        for module in encoder.stages.modules():
+            if isinstance(module, Downsample):
+                x = module.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+                x = F.conv2d(x, module.conv.weight, module.conv.bias, 2)
+                mask = _upsample(visible, x)
+            elif isinstance(module, ConvNeXtV2Block):
+                x = _direct_block(module, x, mask)
+        coarse = visible[:, None].to(x.dtype)
+        x = decoder.proj(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x * coarse + decoder.mask_token[:, None, None] * (1 - coarse)
+        for module in decoder.modules():
+            if isinstance(module, ConvNeXtV2Block):
+                x = _direct_block(module, x, None)
+        pred = decoder.pred(x.permute(0, 2, 3, 1)).flatten(1, 2)
+        return reconstruction_loss(
+            pred, patchify(images, method.patch_size), ~visible.flatten(1), norm_pix_loss=method.norm_pix_loss
+        )
+
+
+def _upsample(visible: Tensor, x: Tensor) -> Tensor:
+    """The mask of visible patches at the sites of x [B, C, H, W], [B, 1, H, W]."""
+    scale = x.shape[2] // visible.shape[1]
+    return visible.repeat_interleave(scale, 1).repeat_interleave(scale, 2)[:, None].to(x.dtype)
+
+
+def _direct_block(block: ConvNeXtV2Block, x: Tensor, mask: Tensor | None) -> Tensor:
+    conv, mlp = block.conv_dw, block.mlp
+    counted = x if mask is None else x * mask
+    y = F.conv2d(counted, conv.weight, conv.bias, padding=conv.kernel_size[0] // 2, groups=conv.groups)
+    y = F.gelu(mlp.fc1(block.norm(y.permute(0, 2, 3, 1))))
+    counted = y if mask is None else y * mask.permute(0, 2, 3, 1)
+    norms = torch.linalg.vector_norm(counted, dim=(1, 2), keepdim=True)
+    scale = mlp.grn.weight * (norms / (norms.mean(-1, keepdim=True) + mlp.grn.eps)) + 1
+    y = torch.addcmul(mlp.grn.bias, y, scale)
+    return x + mlp.fc2(y).permute(0, 3, 1, 2)
+
+
+class MaskedViT(nn.Module):
+    """MAE's ViT-B/16 with its 8-block decoder of width 512, on the visible tokens only.
+
+    Paper: He et al. 2021, MAE, section 3 and table 1.
+    """
+
+    patch_size = 16
+
+    def __init__(self, image_size: int, mask_ratio: float) -> None:
+        super().__init__()
+        tokens = (image_size // self.patch_size) ** 2
+        self.mask_ratio = mask_ratio
+        self.embed = nn.Linear(3 * self.patch_size**2, 768)
+        self.position = nn.Parameter(torch.randn(1, tokens, 768) * 0.02, requires_grad=False)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 768))
+        self.blocks = nn.Sequential(*(Block(768, 12, 4, qkv_bias=True) for _ in range(12)))
+        self.norm = nn.LayerNorm(768)
+        self.decoder_embed = nn.Linear(768, 512)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, 512))
+        self.decoder_position = nn.Parameter(torch.randn(1, tokens + 1, 512) * 0.02, requires_grad=False)
+        self.decoder_blocks = nn.Sequential(*(Block(512, 16, 4, qkv_bias=True) for _ in range(8)))
+        self.decoder_norm = nn.LayerNorm(512)
+        self.pred = nn.Linear(512, 3 * self.patch_size**2)
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of [B, 3, H, W] images."""
+        patches = patchify(images, self.patch_size)
+        grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size)
+        ids = random_visible_ids(
+            len(images), grid, mask_ratio=self.mask_ratio, generator=generator, device=images.device
+        )
+        rows = torch.arange(len(images), device=images.device)[:, None]
+        x = self.embed(patches[rows, ids]) + self.position[:, ids].squeeze(0)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = self.decoder_embed(self.norm(self.blocks(x)))
+        full = self.mask_token.to(x.dtype).expand(len(x), patches.shape[1], -1)
+        full = full.scatter(1, ids[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])
+        x = torch.cat([x[:, :1], full], dim=1) + self.decoder_position
+        pred = self.pred(self.decoder_norm(self.decoder_blocks(x)))[:, 1:]
+        masked = ~visible_from_ids(ids, grid).flatten(1)
+        return reconstruction_loss(pred, patches, masked, norm_pix_loss=True)
+
+
+def build_step(spec: StepSpec) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """The network of an arm, and a function that runs one forward and backward pass and returns the loss."""
+    torch.manual_seed(0)
+    device = torch.device(spec.device)
+    generator = torch.Generator()
+    images = torch.randn(spec.batch_size, 3, spec.image_size, spec.image_size, generator=generator).to(device)
+    if spec.arm == "mae":
+        network: nn.Module = MaskedViT(spec.image_size, spec.mask_ratio).to(device)
+    else:
+        method = create_method(
+            "fcmae",
+            backbone=spec.backbone,
+            image_size=spec.image_size,
+            mask_ratio=spec.mask_ratio,
+            execution="masked_dense" if spec.arm == "direct" else spec.arm,
+            backend=spec.backend,
+        ).to(device)
+        network = DirectMaskedDense(method) if spec.arm == "direct" else method
+    run = torch.compile(network) if spec.compile else network
+
+    def step() -> Tensor:
+        network.zero_grad(set_to_none=True)
+        # The same masks in every step and every arm.
+        generator.manual_seed(0)
+        with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+            out = run(images, generator=generator)
+        loss = out if isinstance(out, Tensor) else out.loss
+        loss.backward()
+        return loss.detach()
+
+    return network, step

@@ -1,0 +1,164 @@
+"""The ops as PyTorch citizens: opcheck, compile, autocast, dense inputs, backends and error messages."""
+
+import logging
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sparse_ops import (
+    BackendUnavailableError,
+    DownsampleConv2d,
+    GlobalResponseNorm,
+    MaskedImage,
+    SparseImage,
+    SubmConv2d,
+    dispatch,
+    downsample_conv2d,
+    functional,
+    global_response_norm,
+    grn_mlp,
+    subm_conv2d,
+)
+from sparse_ops.backends import scatter
+from sparse_ops.backends.scatter import conv as scatter_conv
+from sparse_ops.backends.scatter.grn_mlp import _grn_mlp
+from sparse_ops.image import _gather_rows, gather_rows
+from sparse_ops.testing import make_sites
+
+# torch 2.15's own opcheck reads .grad of tensors that are no leaves.
+opcheck_warnings = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+
+def depthwise_inputs(tile: int = 4, channels: int = 8):
+    sites = make_sites("random", tile=tile)
+    features = torch.randn(sites.num_sites, channels, requires_grad=True)
+    weight = torch.randn(channels, 1, 7, 7, requires_grad=True)
+    return sites, features, weight, torch.randn(channels, requires_grad=True)
+
+
+@opcheck_warnings
+def test_opcheck_tile_conv() -> None:
+    sites, *tensors = depthwise_inputs()
+    results = torch.library.opcheck(scatter_conv._tile_conv, (*tensors, sites.halo_rows(3), sites.order, 8))
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@opcheck_warnings
+def test_opcheck_grid_conv() -> None:
+    sites, *tensors = depthwise_inputs(tile=2)
+    grid = [sites.batch_size, sites.height, sites.width]
+    results = torch.library.opcheck(scatter_conv._grid_conv, (*tensors, sites.site_of_row, grid, 8))
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@opcheck_warnings
+def test_opcheck_grn_mlp() -> None:
+    shapes = ((12, 4), (16, 4), (16,), (16,), (16,), (4, 16), (4,))
+    tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    assert set(torch.library.opcheck(_grn_mlp, (*tensors, 4, 1e-6)).values()) == {"SUCCESS"}
+
+
+@opcheck_warnings
+def test_opcheck_gather_rows() -> None:
+    table = torch.randn(6, 3, requires_grad=True)
+    results = torch.library.opcheck(_gather_rows, (table, torch.tensor([4, 0, 2])))
+    assert set(results.values()) == {"SUCCESS"}
+    assert torch.equal(gather_rows(table, torch.tensor([4, 0])), table[[4, 0]])
+
+
+@pytest.mark.parametrize("tile", [4, 2])
+def test_compiles_without_a_graph_break(tile: int) -> None:
+    sites, features, weight, bias = depthwise_inputs(tile)
+
+    def block(f, w, b):
+        x = subm_conv2d(SparseImage(f, sites), w, b, groups=8)
+        x = global_response_norm(x, b, b)
+        return downsample_conv2d(x, w[:, :, :2, :2].expand(8, 8, 2, 2), b).features
+
+    expected = block(features, weight, bias)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")(features, weight, bias)
+    assert torch.allclose(compiled, expected, rtol=1e-5, atol=1e-5)
+    for eager, graph in zip(
+        torch.autograd.grad(expected.sum(), (features, weight, bias)),
+        torch.autograd.grad(compiled.sum(), (features, weight, bias)),
+        strict=True,
+    ):
+        assert torch.allclose(eager, graph, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_computes_in_its_dtype_and_returns_float32_gradients() -> None:
+    sites, features, weight, bias = depthwise_inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = subm_conv2d(SparseImage(features, sites), weight, bias, groups=8).features
+        fc = [torch.randn(s, requires_grad=True) for s in ((16, 8), (16,), (16,), (16,), (8, 16), (8,))]
+        mlp = grn_mlp(SparseImage(features, sites), *zip(fc[::2], fc[1::2], strict=True)).features
+    assert out.dtype == mlp.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(out.float().sum() + mlp.float().sum(), (features, weight, *fc))
+    assert {g.dtype for g in gradients} == {torch.float32}
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_masked_and_sparse_agree_at_the_active_sites(groups: int) -> None:
+    sites = make_sites("ragged")
+    dense = torch.randn(2, 12, 12, 8)
+    weight = torch.randn(8, 8 // groups, 5, 5)
+    expected = subm_conv2d(SparseImage.from_dense(dense, sites), weight, groups=groups).densify()
+    out = subm_conv2d(MaskedImage(dense, sites), weight, groups=groups).features
+    active = sites.active
+    assert torch.allclose(out[active], expected[active], atol=1e-5)
+    gamma, beta = torch.randn(2, 8)
+    expected = global_response_norm(SparseImage.from_dense(dense, sites), gamma, beta).densify()
+    out = global_response_norm(MaskedImage(dense, sites), gamma, beta).features
+    assert torch.allclose(out[active], expected[active], atol=1e-5)
+
+
+def test_modules_run_a_dense_tensor_with_the_same_parameters() -> None:
+    conv, down, norm = SubmConv2d(8, 8, 3, groups=8), DownsampleConv2d(8, 4, 2), GlobalResponseNorm(8)
+    torch.nn.init.normal_(norm.weight)
+    dense = torch.randn(2, 12, 12, 8)
+    sites = make_sites("all_visible")
+    for module in (conv, down, norm):
+        sparse = module(SparseImage.from_dense(dense, sites)).densify()
+        assert torch.allclose(module(dense), sparse, atol=1e-5)
+    plain = F.conv2d(dense.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=1, groups=8)
+    assert torch.equal(conv(dense), plain.permute(0, 2, 3, 1))
+    reloaded = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    reloaded.load_state_dict(conv.state_dict())
+
+
+def test_auto_says_once_what_it_chose(caplog) -> None:
+    sites, features, weight, _ = depthwise_inputs()
+    dispatch._announce.cache_clear()
+    with caplog.at_level(logging.INFO, logger="sparse_ops"):
+        for _ in range(2):
+            subm_conv2d(SparseImage(features, sites), weight, groups=8)
+    assert [r.getMessage() for r in caplog.records] == ["subm_conv2d on cpu runs on backend 'scatter'"]
+
+
+def test_a_named_backend_that_cannot_run_raises_with_its_reasons(monkeypatch) -> None:
+    sites, features, weight, _ = depthwise_inputs()
+    monkeypatch.setattr(scatter, "reasons", lambda call: ["it is broken today"])
+    with pytest.raises(BackendUnavailableError, match=r"(?s)\[192, 8\] float32.*scatter: it is broken today"):
+        subm_conv2d(SparseImage(features, sites), weight, groups=8, backend="scatter")
+    watched = functional.engine("reference")
+    with_auto = subm_conv2d(SparseImage(features, sites), weight, groups=8).features
+    assert torch.equal(with_auto, watched.subm_conv2d(features, weight, None, sites, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.zeros(8, 1, 4, 4)}, "kernel's side odd, got 4"),
+        ({"weight": torch.zeros(8, 2, 3, 3)}, r"weight.shape\[1\] 1, got 2"),
+        ({"weight": torch.zeros(8, 1, 3, 3).double()}, "weight of features's dtype"),
+        ({"bias": torch.zeros(7)}, r"bias \[8\], got \[7\]"),
+        ({"groups": 2}, r"groups 1 or 8"),
+        ({"backend": "cuda"}, "backend one of auto, scatter, reference, got 'cuda'"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict, message: str) -> None:
+    sites, features, _, _ = depthwise_inputs()
+    call = {"weight": torch.zeros(8, 1, 3, 3), "bias": torch.zeros(8), "groups": 8, **change}
+    with pytest.raises(ValueError, match=message):
+        subm_conv2d(SparseImage(features, sites), call.pop("weight"), **call)

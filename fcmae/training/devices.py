@@ -1,0 +1,78 @@
+"""Devices and precision, by Lightning Fabric."""
+
+from typing import Any, cast
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.accelerators import ACCELERATOR_REGISTRY
+from lightning.fabric.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+
+from fcmae.config import RunConfig, TrainConfig
+from fcmae.errors import InputError
+
+
+class AutocastOnly(MixedPrecision):
+    """bf16 autocast that leaves the inputs alone.
+
+    Fabric's own would round the images to 8 bits of precision, and they are the targets too.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def compiled(module: nn.Module, *, enabled: bool) -> nn.Module:
+    """`module` through torch.compile, sharing its parameters; or itself."""
+    return cast(nn.Module, torch.compile(module)) if enabled else module
+
+
+def launch_fabric(run: RunConfig, train: TrainConfig) -> Fabric:
+    """The launched Fabric of a run: its devices, its processes and its precision.
+
+    Raises:
+        InputError: the accelerator's name is unknown, or this machine lacks it or that many of it.
+    """
+    known = (*ACCELERATOR_REGISTRY.available_accelerators(), "auto")
+    if run.accelerator not in known:
+        raise InputError(
+            f"run.accelerator: expected one of {', '.join(sorted(known))}, got {run.accelerator}."
+        )
+    if run.devices < 1:
+        raise InputError(f"run.devices: expected at least 1, got {run.devices}.")
+    try:
+        fabric = _fabric(run, precision="32-true")
+        if train.precision == "bf16":
+            device = fabric.device.type
+            fabric = _fabric(run, plugins=AutocastOnly("bf16-mixed", device))
+        fabric.launch()
+    # Fabric reports missing hardware by several exception types, with a sentence each.
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"run.accelerator: expected hardware for {run.devices} x {run.accelerator}, got: {reason} "
+            "Use --run.accelerator=cpu --run.devices=1."
+        ) from error
+    return fabric
+
+
+def _fabric(run: RunConfig, **precision: Any) -> Fabric:
+    return Fabric(accelerator=run.accelerator, devices=run.devices, **precision)
+
+
+class LossOf(nn.Module):
+    """A pretraining method as a module that returns the loss alone.
+
+    Fabric and DDP take apart what a forward pass returns, and cannot do so with a frozen dataclass.
+
+    Args:
+        method: As `fcmae.create_method` returns it.
+    """
+
+    def __init__(self, method: nn.Module) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The scalar loss of images [B, C, H, W], their mask drawn from `generator`."""
+        return self.method(images, generator=generator).loss

@@ -1,0 +1,164 @@
+"""What stops a run before it does harm: a loss that is not finite, too many unreadable images."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from fcmae.convert.files import newest_checkpoint
+from fcmae.data import Batch
+from fcmae.errors import InputError
+from fcmae.training.logs import RunLog
+
+
+class LossReading:
+    """A loss on its way to the host: the mean over devices.
+
+    On a GPU the copy starts behind the forward pass and is waited for after the backward pass was queued, so
+    that the device never idles for the check, and yet no weight is ever stepped by a loss that was not
+    finite.
+
+    Args:
+        fabric: The run's Fabric.
+        loss: Scalar.
+    """
+
+    def __init__(self, fabric: Fabric, loss: Tensor) -> None:
+        value = loss.detach().float().clone()
+        if fabric.world_size > 1:  # all processes must come to the same verdict
+            fabric.all_reduce(value, reduce_op="mean")  # in place
+        self._value = value.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if value.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def wait(self) -> float:
+        """The value."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._value.item()
+
+
+def non_finite(log: RunLog, expected: str, where: str, *, step: int, lr: float) -> InputError:
+    """Log that a run stops at a value that is not finite, and return the error to raise.
+
+    Args:
+        log: The run's log.
+        expected: "a finite loss, got nan".
+        where: Where it arose.
+        step: The optimiser step, counted from 1. Its weights are never saved.
+        lr: Its learning rate.
+    """
+    log.write("non_finite", step=step, lr=lr, expected=expected, first=where)
+    good = newest_checkpoint(log.path.parent)
+    kept = f"the last checkpoint is kept: {good}" if good is not None else "there is no checkpoint yet"
+    return InputError(
+        f"train: expected {expected} at step {step}, learning rate {lr:.3g}, first in {where}. "
+        f"Lower train.base_lr or set train.clip_grad=1; {kept}."
+    )
+
+
+def require_finite_weights(log: RunLog, model: nn.Module, *, step: int, lr: float) -> None:
+    """Refuse to go on with a weight that is not finite: a gradient can overflow under a finite loss.
+
+    Called before each save; waits for the device once.
+
+    Raises:
+        InputError: naming the weight.
+    """
+    where = first_non_finite_weight(model)
+    if where is not None:
+        raise non_finite(log, "finite weights, got others", where, step=step, lr=lr)
+
+
+def first_non_finite(model: nn.Module, images: Tensor, *inputs: Any) -> str:
+    """Where the first value that is not finite is: the images, a weight, a module's output, or the loss.
+
+    Args:
+        model: Its forward pass is run under hooks.
+        images: Its first input.
+        inputs: Its others.
+    """
+    if not images.isfinite().all():
+        return "the input images"
+    weight = first_non_finite_weight(model)
+    if weight is not None:
+        return weight
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and not all(tensor.isfinite().all() for tensor in _tensors(output)):
+                found.append(f"the output of {name}")
+
+        return hook
+
+    # A module's hook runs when it returns: the innermost module that produced the value comes first.
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+    try:
+        with torch.no_grad():
+            model(images, *inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "the loss itself"
+
+
+def first_non_finite_weight(model: nn.Module) -> str | None:
+    """The first parameter with a value that is not finite, or None; waits for the device."""
+    named = dict(model.named_parameters())
+    finite = torch.stack([parameter.detach().isfinite().all() for parameter in named.values()])
+    if finite.all():
+        return None
+    return f"the weight {list(named)[int(finite.int().argmin())]}"
+
+
+def _tensors(output: Any) -> Iterable[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        for part in output:
+            yield from _tensors(part)
+    elif hasattr(output, "features"):  # a SparseImage
+        yield output.features
+
+
+class BadImages:
+    """Unreadable images met so far: each is named once in the log, and too many stop the run.
+
+    Args:
+        log: The run's log.
+        limit: How many different ones are skipped (data.max_bad_images).
+        known: Names met before the run was resumed.
+    """
+
+    def __init__(self, log: RunLog, *, limit: int, known: Iterable[str] = ()) -> None:
+        self._log, self._limit = log, limit
+        self.names = dict.fromkeys(known)  # a set that keeps its order
+
+    def note(self, bad: Iterable[str], *, step: int) -> None:
+        """Count the lines "name: reason" of a batch.
+
+        Raises:
+            InputError: more different images than the limit were unreadable.
+        """
+        for line in bad:
+            if line in self.names:
+                continue
+            self.names[line] = None
+            self._log.write("bad_image", step=step, name=line)
+            self._log.say(f"skipped an unreadable image: {line}")
+            if len(self.names) > self._limit:
+                raise InputError(
+                    f"data.max_bad_images: expected at most {self._limit} unreadable images, "
+                    f"got {len(self.names)}, the last: {line}. "
+                    f"Remove those that {self._log.path} names, or raise data.max_bad_images."
+                )
+
+    def noting(self, batches: Iterable[Batch], *, step: int) -> Iterator[Batch]:
+        """The batches, the bad images of each noted."""
+        for batch in batches:
+            self.note(batch.bad, step=step)
+            yield batch

@@ -1,0 +1,148 @@
+"""The optimiser: weight decay, layer-wise decay of the learning rate, and its schedule."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fcmae.config import TrainConfig
+from fcmae.errors import InputError
+
+LayerDecayType = Literal["single", "group"]
+_GROUPS = 12
+
+
+def peak_learning_rate(train: TrainConfig, *, devices: int) -> float:
+    """`base_lr` scaled to the images of one optimiser step: base_lr * images / 256."""
+    return train.base_lr * train.batch_size * train.accumulate * devices / 256
+
+
+def learning_rate(step: int, *, peak: float, minimum: float, warmup_steps: int, steps: int) -> float:
+    """The learning rate of optimiser step `step` (counted from 0).
+
+    Linear warm-up reaches `peak` at step warmup_steps - 1; half a cosine falls from there to `minimum` at
+    the last step.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    share = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
+    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: to kernels and matrices, in pretraining and fine-tuning alike.
+
+    Exempt are 1-D parameters, biases, GRN's scale and shift, and the mask token, whatever their shape. The
+    original code exempts GRN's parameters in fine-tuning but decays them and the mask token in pretraining,
+    since it stores them as [1, C] (ConvNeXt-V2 issue 15).
+    """
+    exempt = name.endswith((".bias", ".gamma", ".beta", "mask_token")) or ".grn." in name
+    return parameter.ndim > 1 and not exempt
+
+
+def layer_id(name: str, *, depths: tuple[int, ...], kind: LayerDecayType) -> int:
+    """The layer that a parameter of a timm ConvNeXt V2 belongs to, counted from the image.
+
+    `single`: a layer a block. The first block shares its layer with the stem, the first block of a later
+    stage with the downsampling before it; the head has sum(depths) + 1.
+    `group`: twelve groups made for depths (3, 3, 27, 3). The stem has 0, stages 0 and 1 have 1 and 2, the
+    blocks of stage 2 go in threes from 3 to 11, stage 3 has 12, the head 13; a downsampling goes with the
+    blocks after it.
+
+    Raises:
+        InputError: the name is not that of a ConvNeXt V2 parameter.
+    """
+    part = name.split(".")
+    if part[0] in ("head", "norm_pre"):
+        return _head_id(depths, kind)
+    if part[0] == "stem":
+        return 1 if kind == "single" else 0
+    if part[0] != "stages":
+        raise InputError(
+            f"train.layer_decay: expected a ConvNeXt V2 parameter, got {name}. Set train.layer_decay to 1."
+        )
+    stage = int(part[1])
+    block = int(part[3]) if part[2] == "blocks" else 0
+    if kind == "single":
+        return sum(depths[:stage]) + block + 1
+    if stage < 2:
+        return stage + 1
+    return _GROUPS if stage == 3 else min(3 + block // 3, _GROUPS - 1)
+
+
+def layer_scale(decay: float, *, depths: tuple[int, ...], kind: LayerDecayType) -> Callable[[str], float]:
+    """The factor on the learning rate by a parameter's name: decay ** (head's layer - its layer)."""
+    if decay == 1.0:
+        return lambda name: 1.0
+    top = _head_id(depths, kind)
+    return lambda name: decay ** (top - layer_id(name, depths=depths, kind=kind))
+
+
+def _head_id(depths: tuple[int, ...], kind: LayerDecayType) -> int:
+    return (sum(depths) if kind == "single" else _GROUPS) + 1
+
+
+def parameter_groups(
+    model: nn.Module, *, weight_decay: float, lr_scale: Callable[[str], float] = lambda name: 1.0
+) -> list[dict[str, Any]]:
+    """Groups of equal weight decay and learning-rate factor, for an optimiser.
+
+    Args:
+        model: Parameters that require no gradient are left out.
+        weight_decay: For the parameters that `decays` names; 0 for the others.
+        lr_scale: The factor on the learning rate, from a parameter's name.
+    Returns:
+        Dictionaries with "params" (pairs of name and parameter), "weight_decay" and "lr_scale".
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay, scale = (weight_decay if decays(name, parameter) else 0.0), lr_scale(name)
+        group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale})
+        group["params"].append((name, parameter))
+    return list(groups.values())
+
+
+def build_adamw(
+    groups: list[dict[str, Any]], *, betas: tuple[float, float], device: torch.device
+) -> torch.optim.AdamW:
+    """AdamW over named groups, fused where the device can; its rate is set before each step."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=device.type in ("cpu", "cuda", "mps"))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Give every group `value` times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = value * group["lr_scale"]
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """The moments and step count of each parameter, by the parameter's name.
+
+    By name, since torch's own numbering follows the groups, which change with weight decay and layer decay.
+    """
+    return {
+        name: dict(optimizer.state[parameter])
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Restore what `optimizer_state` returned; rates, decay and betas stay those of the configuration.
+
+    Raises:
+        InputError: the saved names are not those of the optimiser's parameters.
+    """
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    if set(names) != set(saved):
+        differing = sorted(set(names) ^ set(saved))[0]
+        raise InputError(
+            f"resume: expected the optimiser state of this model, got one that differs at {differing}. "
+            "Resume with the configuration of the checkpoint."
+        )
+    state = {number: dict(saved[name]) for number, name in enumerate(names)}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

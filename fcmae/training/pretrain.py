@@ -1,0 +1,125 @@
+"""Pretraining: masked images in, an encoder out."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from fcmae.config import PretrainConfig
+from fcmae.config_io import to_dict
+from fcmae.data import open_dataset, pretrain_transform, training_batches
+from fcmae.methods import from_config
+from fcmae.training.checkpoints import checkpoint_folder, find_start, save_checkpoint
+from fcmae.training.devices import LossOf, compiled, launch_fabric
+from fcmae.training.guards import BadImages, LossReading, first_non_finite, non_finite, require_finite_weights
+from fcmae.training.logs import Pace, peak_memory_mb
+from fcmae.training.optim import (
+    build_adamw,
+    learning_rate,
+    load_optimizer_state,
+    optimizer_state,
+    parameter_groups,
+    peak_learning_rate,
+    set_learning_rate,
+)
+from fcmae.training.run import due, open_run
+from fcmae.training.seeding import mask_generator, seed_draws
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Pretrain as `config` says, and return the run's folder.
+
+    A run that was interrupted at any point goes on from its newest good checkpoint and, on a CPU, ends with
+    the weights of the uninterrupted run, bit for bit: every random draw is a function of the seed, the step,
+    the process and the micro-batch.
+
+    Args:
+        config: Images, method, optimiser and run folder; see `fcmae.config`.
+    Returns:
+        `config.run.dir`, with config.yaml, log.jsonl, tensorboard/ and checkpoints/.
+    Raises:
+        InputError: something of the user's cannot be used, a loss was not finite, too many images were
+            unreadable, or the disk is full. The last good checkpoint is kept.
+    Paper: Woo et al. 2023, ConvNeXt V2, table 8.
+    """
+    train, run_dir = config.train, Path(config.run.dir)
+    fabric = launch_fabric(config.run, train)
+    rank, devices = fabric.global_rank, fabric.world_size
+    start = find_start(config.resume, run_dir, kind="pretrain", config=to_dict(config))
+
+    dataset = open_dataset(config.data, split="all", labelled=False)
+    batches = training_batches(
+        dataset,
+        pretrain_transform(config.data),
+        batch_size=train.batch_size,
+        seed=train.seed,
+        start=start.step * train.accumulate,
+        stop=train.steps * train.accumulate,
+        workers=config.data.workers,
+        rank=rank,
+        world_size=devices,
+    )
+
+    seed_draws(train.seed)  # the initial weights
+    method = from_config(config.model, config.data).to(fabric.device)
+    groups = parameter_groups(method, weight_decay=train.weight_decay)
+    adamw = build_adamw(groups, betas=train.betas, device=fabric.device)
+    if start.state:
+        method.load_state_dict(start.state["model"])
+        load_optimizer_state(adamw, start.state["optimizer"])
+    loss_of, optimizer = fabric.setup(compiled(LossOf(method), enabled=train.compile), adamw)
+    peak = peak_learning_rate(train, devices=devices)
+
+    with open_run(fabric, config, start, model=method, images=len(dataset)) as log:
+        bad_images = BadImages(log, limit=config.data.max_bad_images, known=start.state.get("bad_images", ()))
+        pace = Pace()
+        for step in range(start.step, train.steps):
+            done = step + 1
+            lr = learning_rate(
+                step, peak=peak, minimum=train.min_lr, warmup_steps=train.warmup_steps, steps=train.steps
+            )
+            set_learning_rate(optimizer, lr)
+
+            loss = 0.0
+            for micro in range(train.accumulate):
+                batch = pace.fetch(batches)
+                bad_images.note(batch.bad, step=done)
+                images = batch.images.to(fabric.device, non_blocking=True)
+
+                place = (step, rank, micro)
+                seed_draws(train.seed, *place)
+                with fabric.no_backward_sync(loss_of, enabled=micro + 1 < train.accumulate):
+                    micro_loss = loss_of(images, mask_generator(train.seed, *place))
+                    reading = LossReading(fabric, micro_loss)
+                    fabric.backward(micro_loss / train.accumulate)
+                value = reading.wait()
+                if not math.isfinite(value):
+                    seed_draws(train.seed, *place)
+                    with fabric.autocast():
+                        where = first_non_finite(method, images, None, mask_generator(train.seed, *place))
+                    raise non_finite(log, f"a finite loss, got {value}", where, step=done, lr=lr)
+                loss += value / train.accumulate
+
+            if train.clip_grad is not None:
+                torch.nn.utils.clip_grad_norm_(method.parameters(), train.clip_grad)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            log.advance(loss=loss)
+            if due(done, train.log_every, train.steps):
+                memory = peak_memory_mb(fabric.device)
+                log.write("train", step=done, loss=loss, lr=lr, **pace.lap(devices=devices), memory_mb=memory)
+            if due(done, train.checkpoint_every, train.steps):
+                require_finite_weights(log, method, step=done, lr=lr)
+                if fabric.is_global_zero:
+                    state = {
+                        "kind": "pretrain",
+                        "config": to_dict(config),
+                        "model": method.state_dict(),
+                        "optimizer": optimizer_state(adamw),
+                        "bad_images": list(bad_images.names),
+                    }
+                    save_checkpoint(checkpoint_folder(run_dir), state, step=done, keep=train.keep_checkpoints)
+                fabric.barrier()
+                pace.restart()
+    return run_dir

@@ -1,0 +1,79 @@
+"""What both loops do before the first step and after the last one."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.fabric import Fabric
+from torch import nn
+
+from fcmae.config import FinetuneConfig, PretrainConfig
+from fcmae.config_io import save_config, to_dict
+from fcmae.errors import InputError
+from fcmae.training.checkpoints import Start
+from fcmae.training.logs import RunLog, peak_memory_mb
+
+
+@contextmanager
+def open_run(
+    fabric: Fabric, config: PretrainConfig | FinetuneConfig, start: Start, *, model: nn.Module, images: int
+) -> Iterator[RunLog]:
+    """The run's log; tells and records the beginning, and the end once the loop is through.
+
+    Args:
+        fabric: Launched.
+        config: Saved as `<run>/config.yaml` and printed.
+        start: Where the run begins; refused checkpoints are named in the log.
+        model: Counted.
+        images: Training images, for the log.
+    Raises:
+        InputError: the run's folder cannot be written.
+    """
+    began, run_dir = time.perf_counter(), Path(config.run.dir)
+    # Every process has read the checkpoint by now: the first one may begin to write.
+    fabric.barrier()
+    with RunLog(run_dir, start=start.step, steps=config.train.steps, rank=fabric.global_rank) as log:
+        if fabric.is_global_zero:
+            _save_config(config, run_dir / "config.yaml")
+        log.say(yaml.safe_dump(to_dict(config), sort_keys=False))
+        for line in start.refused:
+            log.write("refused_checkpoint", step=start.step, reason=line)
+            log.say(f"refused: {line}")
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        log.write(
+            "start",
+            step=start.step,
+            images=images,
+            parameters=parameters,
+            device=str(fabric.device),
+            devices=fabric.world_size,
+            resumed=None if start.path is None else str(start.path),
+        )
+        log.say(
+            f"{parameters / 1e6:.2f} M parameters on {fabric.world_size} x {fabric.device}, {images} images, "
+            + (f"going on from {start.path}" if start.path is not None else f"starting in {run_dir}")
+        )
+        yield log
+        seconds = round(time.perf_counter() - began, 3)
+        log.write(
+            "end", step=config.train.steps, seconds=seconds, peak_memory_mb=peak_memory_mb(fabric.device)
+        )
+    fabric.barrier()
+
+
+def _save_config(config: Any, path: Path) -> None:
+    try:
+        save_config(config, path)
+    except OSError as error:
+        raise InputError(
+            f"run.dir: expected to write {path}, got: {error.strerror}. "
+            "Free space or choose another --run.dir."
+        ) from error
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether what happens every `every` steps happens after `step` of `steps`; the last always counts."""
+    return step % every == 0 or step == steps

@@ -20,8 +20,11 @@ import torch
 from fcmae.bench.arms import ARMS, StepSpec
 from fcmae.config import require
 from fcmae.errors import InputError
-from fcmae.models import find_preset
+from fcmae.masking import count_visible, patch_grid
+from fcmae.models import find_preset, require_name
+from sparse_ops import Backend
 
+PATCH_SIZE = 32
 MAE_MASK_RATIO = 0.75
 
 
@@ -130,7 +133,7 @@ def format_table(results: list[dict[str, Any]]) -> str:
             f"{result['images_per_second']:.1f}",
             f"{ratio:.3f}",
             f"{memory / 2**20:.0f}",
-            f"{memory / base['peak_bytes_above_weights']:.3f}",
+            f"{memory / max(1, base['peak_bytes_above_weights']):.3f}",
         )
         lines.append(f"{result['arm']:<14}" + "".join(f"{cell:>11}" for cell in cells))
     return "\n".join(lines)
@@ -161,9 +164,12 @@ def main(argv: list[str]) -> int:
     """Run the benchmark, print its table and write its JSON."""
     args = _parser().parse_args(argv)
     find_preset(args.backbone)
+    require_name("--backend", "an engine of the sparse operations", args.backend, Backend)
     require(args.steps >= 1, f"--steps: expected at least 1, got {args.steps}.")
     require(args.batch_size >= 1, f"--batch-size: expected at least 1, got {args.batch_size}.")
     require(args.threads >= 1, f"--threads: expected at least 1, got {args.threads}.")
+    grid = patch_grid((args.image_size, args.image_size), PATCH_SIZE)
+    count_visible(grid[0] * grid[1], args.mask_ratio)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: expected a CUDA device, got none on this machine. Use --device cpu.")
     names = args.arms or (["sparse", args.against] if args.against else ["sparse", "masked_dense"])

@@ -1,5 +1,6 @@
 """Pretraining methods: mask, encode, decode or compare, loss."""
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -8,7 +9,7 @@ from fcmae.config import DataConfig, ModelConfig
 from fcmae.errors import InputError
 from fcmae.methods.fcmae import FCMAE, init_as_original
 from fcmae.methods.output import MethodOutput
-from fcmae.models import ConvNeXtV2Encoder, create_backbone
+from fcmae.models import ConvNeXtV2Encoder, create_backbone, require_name
 
 __all__ = ["FCMAE", "MethodOutput", "create_method", "from_config"]
 
@@ -44,10 +45,8 @@ def create_method(
     Raises:
         InputError: unknown method, backbone or option, or a combination that does not fit.
     """
-    if name != "fcmae":
-        raise InputError(f"method: expected fcmae, got {name!r}.")
-    if init not in ("002", "original"):
-        raise InputError(f"init: expected 002 or original, got {init!r}.")
+    require_name("method", "the name of a method", name, ["fcmae"])
+    require_name("init", "an initialisation", init, ["002", "original"])
     backbone_options = {key: options.pop(key) for key in _BACKBONE_OPTIONS if key in options}
     if isinstance(backbone, str):
         backbone = create_backbone(backbone, **backbone_options)
@@ -57,6 +56,9 @@ def create_method(
         raise InputError(
             f"backbone: expected a ConvNeXt V2 encoder for fcmae, got {type(backbone).__name__}."
         )
+    known = list(inspect.signature(FCMAE).parameters)[1:]
+    for option in options:
+        require_name("create_method", f"an option of {name}", option, [*known, *_BACKBONE_OPTIONS])
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     method = FCMAE(backbone, image_size=size, **options)
     if init == "original":

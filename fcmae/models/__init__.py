@@ -2,10 +2,18 @@
 
 from fcmae.models.convnextv2 import ConvNeXtV2Encoder
 from fcmae.models.decoders import ConvNeXtDecoder
-from fcmae.models.presets import PRESETS, find_preset
+from fcmae.models.presets import PRESETS, find_preset, require_name
+from sparse_ops import Backend
 from sparse_ops.functional import Scope
 
-__all__ = ["PRESETS", "ConvNeXtDecoder", "ConvNeXtV2Encoder", "create_backbone", "find_preset"]
+__all__ = [
+    "PRESETS",
+    "ConvNeXtDecoder",
+    "ConvNeXtV2Encoder",
+    "create_backbone",
+    "find_preset",
+    "require_name",
+]
 
 
 def create_backbone(
@@ -36,6 +44,7 @@ def create_backbone(
         InputError: unknown name (the nearest one is suggested), or stages that do not fit together.
     """
     preset = find_preset(name)
+    require_name("backend", "an engine of the sparse operations", backend, Backend)
     return ConvNeXtV2Encoder(
         depths or preset.depths,
         dims or preset.dims,

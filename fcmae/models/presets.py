@@ -1,6 +1,7 @@
 """The sizes of every encoder, in one table."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fcmae.errors import InputError
@@ -34,8 +35,14 @@ def find_preset(name: str) -> ConvNeXtV2Preset:
     Raises:
         InputError: unknown name; the nearest one is suggested.
     """
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(PRESETS)}."
-        raise InputError(f"backbone: expected the name of an encoder, got {name!r}. {hint}")
+    require_name("backbone", "the name of an encoder", name, PRESETS)
     return PRESETS[name]
+
+
+def require_name(argument: str, what: str, name: str, known: Iterable[str]) -> None:
+    """Raise InputError, with the nearest of the known names, unless `name` is one of them."""
+    known = list(known)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+        raise InputError(f"{argument}: expected {what}, got {name!r}. {hint}")

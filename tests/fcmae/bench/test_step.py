@@ -53,7 +53,7 @@ def test_ratios_are_taken_pair_by_pair() -> None:
         (["--steps", "0"], "--steps: expected at least 1"),
         (["--image-size", "100"], "divisible by the patch size 32"),
         (["--mask-ratio", "0.999"], "expected some of 49 patches"),
-        (["--backend", "cuda"], "expected backend one of auto, scatter, reference"),
+        (["--backend", "cuda"], "backend: expected an engine .* got 'cuda'"),
     ],
 )
 def test_bad_input_is_named_before_a_process_starts(argv: list[str], message: str) -> None:

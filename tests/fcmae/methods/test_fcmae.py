@@ -65,12 +65,13 @@ def test_sparse_masked_dense_and_a_direct_network_agree() -> None:
 
 
 def test_leaky_dense_is_another_network() -> None:
-    images = torch.randn(2, 3, 96, 128)
-    losses = [
-        float(small_method(execution=e)(images, generator=torch.Generator().manual_seed(3)).loss)
-        for e in ("sparse", "leaky_dense")
-    ]
-    assert abs(losses[0] - losses[1]) > 1e-4
+    images = torch.randn(2, 3, 96, 128, dtype=torch.float64)
+    losses = []
+    for execution in ("sparse", "leaky_dense"):
+        method = small_method(execution=execution).double()
+        losses.append(float(method(images, generator=torch.Generator().manual_seed(3)).loss.detach()))
+    # Masked-dense is within 1e-12 of sparse here.
+    assert abs(losses[0] - losses[1]) > 1e-6
 
 
 def test_a_forced_mask_may_be_ragged_and_patches_larger_than_the_stride() -> None:
@@ -100,14 +101,14 @@ def test_twenty_steps_overfit_one_batch() -> None:
     images = images * torch.linspace(-1, 1, 96)
     visible = torch.zeros(2, 3, 3, dtype=torch.bool)
     visible[:, ::2, ::2] = True
-    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-2)
     losses = []
     for _ in range(20):
         loss = method(images, visible=visible).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -119,7 +120,7 @@ def test_the_step_compiles_without_a_graph_break() -> None:
     compiled = torch.compile(method, fullgraph=True, backend="aot_eager")
     torch.manual_seed(5)
     loss = compiled(images).loss
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     loss.backward()
     assert all(p.grad is not None for p in method.parameters())
 
@@ -144,7 +145,7 @@ def test_original_initialisation_explodes_as_reported() -> None:
         ({"image_size": 32}, "expected some of 1 patches visible"),
         ({"mask_ratio": 0.99}, "got 0 visible"),
         ({"patch_size": 48}, "multiple of the encoder's largest stride 32"),
-        ({"init": "xavier"}, "expected 002 or original"),
+        ({"init": "xavier"}, "Known: 002, original"),
         ({"backbone": nn.Linear(2, 2), "depths": None, "dims": None}, "a name beside depths, dims"),
     ],
 )
@@ -154,5 +155,5 @@ def test_bad_input_is_named(options: dict, message: str) -> None:
 
 
 def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(InputError, match="mask_ration.*mask_ratio"):
+    with pytest.raises(InputError, match=r"mask_ration.*mask_ratio\?"):
         fcmae.create_method("fcmae", backbone="convnextv2_atto", image_size=96, mask_ration=0.5)

@@ -47,13 +47,11 @@ class DirectMaskedDense(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss of [B, C, H, W] images."""
+    def forward(self, images: Tensor, visible_ids: Tensor) -> Tensor:
+        """The loss of [B, C, H, W] images under the mask of visible patches [B, K]."""
         method = self.method
         encoder, decoder = method.encoder, method.decoder
-        grid = patch_grid((images.shape[2], images.shape[3]), method.patch_size)
-        ids = random_visible_ids(len(images), grid, mask_ratio=method.mask_ratio, generator=generator)
-        visible = visible_from_ids(ids, grid)
+        visible = visible_from_ids(visible_ids, method.grid_of(images))
         stem, channels_last = encoder.stem, images.contiguous(memory_format=torch.channels_last)
         x = F.conv2d(channels_last, stem.conv.weight, stem.conv.bias, stem.stride)
         x = stem.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -103,10 +101,9 @@ class MaskedViT(nn.Module):
 
     patch_size = 16
 
-    def __init__(self, image_size: int, mask_ratio: float) -> None:
+    def __init__(self, image_size: int) -> None:
         super().__init__()
         tokens = (image_size // self.patch_size) ** 2
-        self.mask_ratio = mask_ratio
         self.embed = nn.Linear(3 * self.patch_size**2, 768)
         self.position = nn.Parameter(torch.randn(1, tokens, 768) * 0.02, requires_grad=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, 768))
@@ -119,22 +116,19 @@ class MaskedViT(nn.Module):
         self.decoder_norm = nn.LayerNorm(512)
         self.pred = nn.Linear(512, 3 * self.patch_size**2)
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss of [B, 3, H, W] images."""
+    def forward(self, images: Tensor, visible_ids: Tensor) -> Tensor:
+        """The loss of [B, 3, H, W] images under the mask of visible patches [B, K]."""
         patches = patchify(images, self.patch_size)
         grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size)
-        ids = random_visible_ids(
-            len(images), grid, mask_ratio=self.mask_ratio, generator=generator, device=images.device
-        )
         rows = torch.arange(len(images), device=images.device)[:, None]
-        x = self.embed(patches[rows, ids]) + self.position[:, ids].squeeze(0)
+        x = self.embed(patches[rows, visible_ids]) + self.position[:, visible_ids].squeeze(0)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         x = self.decoder_embed(self.norm(self.blocks(x)))
         full = self.mask_token.to(x.dtype).expand(len(x), patches.shape[1], -1)
-        full = full.scatter(1, ids[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])
+        full = full.scatter(1, visible_ids[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])
         x = torch.cat([x[:, :1], full], dim=1) + self.decoder_position
         pred = self.pred(self.decoder_norm(self.decoder_blocks(x)))[:, 1:]
-        masked = ~visible_from_ids(ids, grid).flatten(1)
+        masked = ~visible_from_ids(visible_ids, grid).flatten(1)
         return reconstruction_loss(pred, patches, masked, norm_pix_loss=True)
 
 
@@ -142,10 +136,10 @@ def build_step(spec: StepSpec) -> tuple[nn.Module, Callable[[], Tensor]]:
     """The network of an arm, and a function that runs one forward and backward pass and returns the loss."""
     torch.manual_seed(0)
     device = torch.device(spec.device)
-    generator = torch.Generator()
-    images = torch.randn(spec.batch_size, 3, spec.image_size, spec.image_size, generator=generator).to(device)
+    images = torch.randn(spec.batch_size, 3, spec.image_size, spec.image_size, device=device)
     if spec.arm == "mae":
-        network: nn.Module = MaskedViT(spec.image_size, spec.mask_ratio).to(device)
+        network: nn.Module = MaskedViT(spec.image_size).to(device)
+        patch_size = MaskedViT.patch_size
     else:
         method = create_method(
             "fcmae",
@@ -156,14 +150,20 @@ def build_step(spec: StepSpec) -> tuple[nn.Module, Callable[[], Tensor]]:
             backend=spec.backend,
         ).to(device)
         network = DirectMaskedDense(method) if spec.arm == "direct" else method
-    run = torch.compile(network) if spec.compile else network
+        patch_size = method.patch_size
+    run = torch.compile(network, fullgraph=True) if spec.compile else network
+    grid = patch_grid((spec.image_size, spec.image_size), patch_size)
+    generator = torch.Generator()
 
     def step() -> Tensor:
-        network.zero_grad(set_to_none=True)
         # The same masks in every step and every arm.
         generator.manual_seed(0)
+        ids = random_visible_ids(
+            spec.batch_size, grid, mask_ratio=spec.mask_ratio, generator=generator, device=device
+        )
+        network.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-            out = run(images, generator=generator)
+            out = run(images, visible_ids=ids)
         loss = out if isinstance(out, Tensor) else out.loss
         loss.backward()
         return loss.detach()

@@ -65,36 +65,60 @@ class FCMAE(nn.Module):
         self.decoder = ConvNeXtDecoder(encoder.dims[-1], site_pixels, dim=decoder_dim, depth=decoder_depth)
 
     def forward(
-        self, images: Tensor, visible: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        visible: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        visible_ids: Tensor | None = None,
     ) -> MethodOutput:
         """Mask, encode, decode and compare.
 
         Args:
             images: [B, in_chans, H, W], H and W divisible by `patch_size`.
-            visible: bool [B, Gh, Gw] to force a mask, True = kept; reading it waits for the device once, and
-                images may keep different numbers. None: drawn, the same number in every image, and nothing
-                waits.
-            generator: Source of the mask's randomness.
+            visible: bool [B, Gh, Gw] to force a mask, True = kept; images may keep different numbers. Reading
+                it waits for the device once.
+            generator: Source of the mask's randomness, where none is given.
+            visible_ids: A mask as int64 [B, K], see `draw_visible_ids`; nothing waits, and with it the step
+                compiles as one graph.
         """
-        grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size)
+        grid = self.grid_of(images)
         tile = self.patch_size // self.encoder.strides[0]
-        if visible is None:
-            ids = random_visible_ids(
-                images.shape[0], grid, mask_ratio=self.mask_ratio, generator=generator, device=images.device
-            )
-            visible = visible_from_ids(ids, grid)
-            sites = ActiveSites.from_visible_ids(ids, grid=grid, tile=tile)
-        else:
-            if tuple(visible.shape) != (images.shape[0], *grid):
+        if visible is not None:
+            if visible_ids is not None or tuple(visible.shape) != (images.shape[0], *grid):
                 raise InputError(
-                    f"visible: expected bool {[images.shape[0], *grid]}, got {list(visible.shape)}."
+                    f"visible: expected bool {[images.shape[0], *grid]} and no visible_ids, got "
+                    f"{list(visible.shape)}{'' if visible_ids is None else ' and visible_ids'}."
                 )
             sites = ActiveSites.from_patches(visible, tile=tile)
+        else:
+            if visible_ids is None:
+                visible_ids = self.draw_visible_ids(images, generator)
+            visible = visible_from_ids(visible_ids, grid)
+            sites = ActiveSites.from_visible_ids(visible_ids, grid=grid, tile=tile)
         pred = self.predict(images, sites)
         loss = reconstruction_loss(
             pred, patchify(images, self.patch_size), ~visible.flatten(1), norm_pix_loss=self.norm_pix_loss
         )
         return MethodOutput(loss=loss, pred=pred, visible=visible)
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Patches of each image, (Gh, Gw).
+
+        Raises:
+            InputError: a side is not divisible by `patch_size`.
+        """
+        return patch_grid((images.shape[2], images.shape[3]), self.patch_size)
+
+    def draw_visible_ids(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A random mask for the images: as many visible patches in each, int64 [B, K], ascending."""
+        return random_visible_ids(
+            images.shape[0],
+            self.grid_of(images),
+            mask_ratio=self.mask_ratio,
+            generator=generator,
+            device=images.device,
+        )
 
     def predict(self, images: Tensor, sites: ActiveSites) -> Tensor:
         """Predicted patches [B, L, patch_size**2 * in_chans] from the first stage's active sites."""

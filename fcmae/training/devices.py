@@ -73,6 +73,6 @@ class LossOf(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The scalar loss of images [B, C, H, W], their mask drawn from `generator`."""
-        return self.method(images, generator=generator).loss
+    def forward(self, images: Tensor, visible_ids: Tensor) -> Tensor:
+        """The scalar loss of images [B, C, H, W] under the mask of visible patches [B, K]."""
+        return self.method(images, visible_ids=visible_ids).loss

@@ -73,13 +73,13 @@ def require_finite_weights(log: RunLog, model: nn.Module, *, step: int, lr: floa
         raise non_finite(log, "finite weights, got others", where, step=step, lr=lr)
 
 
-def first_non_finite(model: nn.Module, images: Tensor, *inputs: Any) -> str:
+def first_non_finite(model: nn.Module, images: Tensor, **inputs: Any) -> str:
     """Where the first value that is not finite is: the images, a weight, a module's output, or the loss.
 
     Args:
         model: Its forward pass is run under hooks.
         images: Its first input.
-        inputs: Its others.
+        inputs: Its others, by name.
     """
     if not images.isfinite().all():
         return "the input images"
@@ -99,7 +99,7 @@ def first_non_finite(model: nn.Module, images: Tensor, *inputs: Any) -> str:
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
         with torch.no_grad():
-            model(images, *inputs)
+            model(images, **inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -88,15 +88,16 @@ def pretrain(config: PretrainConfig) -> Path:
 
                 place = (step, rank, micro)
                 seed_draws(train.seed, *place)
+                visible_ids = method.draw_visible_ids(images, mask_generator(train.seed, *place))
                 with fabric.no_backward_sync(loss_of, enabled=micro + 1 < train.accumulate):
-                    micro_loss = loss_of(images, mask_generator(train.seed, *place))
+                    micro_loss = loss_of(images, visible_ids)
                     reading = LossReading(fabric, micro_loss)
                     fabric.backward(micro_loss / train.accumulate)
                 value = reading.wait()
                 if not math.isfinite(value):
                     seed_draws(train.seed, *place)
                     with fabric.autocast():
-                        where = first_non_finite(method, images, None, mask_generator(train.seed, *place))
+                        where = first_non_finite(method, images, visible_ids=visible_ids)
                     raise non_finite(log, f"a finite loss, got {value}", where, step=done, lr=lr)
                 loss += value / train.accumulate
 

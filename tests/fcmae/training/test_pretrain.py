@@ -107,18 +107,29 @@ def test_overfits_one_batch(pretrain_config, monkeypatch):
     assert sum(losses[-3:]) / 3 < 0.6 * losses[0]
 
 
-class PoisonedAt(nn.Module):
+class Wrapped(nn.Module):
+    """A method around another, which draws the masks."""
+
+    def __init__(self, method: nn.Module) -> None:
+        super().__init__()
+        self.inner = method
+
+    def draw_visible_ids(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return self.inner.draw_visible_ids(images, generator)
+
+
+class PoisonedAt(Wrapped):
     """A method whose encoder's second stage overflows from the n-th forward pass on."""
 
     def __init__(self, method: nn.Module, calls: int) -> None:
-        super().__init__()
-        self.inner, self.calls = method, calls
+        super().__init__(method)
+        self.calls = calls
 
-    def forward(self, images: Tensor, visible: Tensor | None = None, generator: Any = None) -> Any:
+    def forward(self, images: Tensor, visible_ids: Tensor) -> Any:
         self.calls -= 1
         if self.calls < 0:
             self.inner.encoder.stages[1].blocks[0].mlp.fc1.weight.data.mul_(1e38)
-        return self.inner(images, visible, generator)
+        return self.inner(images, visible_ids=visible_ids)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -162,16 +173,11 @@ def test_weights_that_are_not_finite_are_never_saved(pretrain_config, monkeypatc
     assert last_state(config.run.dir)["step"] == 2
 
 
-class OneMask(nn.Module):
+class OneMask(Wrapped):
     """A method that shows every image the same patches, so that micro-batches and the whole batch agree."""
 
-    def __init__(self, method: nn.Module) -> None:
-        super().__init__()
-        self.inner = method
-
-    def forward(self, images: Tensor, visible: Tensor | None = None, generator: Any = None) -> Any:
-        visible = torch.tensor([[True, False], [False, False]]).expand(len(images), 2, 2)
-        return self.inner(images, visible, generator)
+    def forward(self, images: Tensor, visible_ids: Tensor) -> Any:
+        return self.inner(images, visible_ids=torch.zeros_like(visible_ids))
 
 
 CLIP = 0.001
@@ -205,13 +211,9 @@ def test_two_half_batches_are_the_whole_batch(pretrain_config, monkeypatch, clip
 def test_micro_batches_draw_their_own_masks(pretrain_config, monkeypatch):
     drawn: list[Tensor] = []
 
-    class Recording(nn.Module):
-        def __init__(self, method: nn.Module) -> None:
-            super().__init__()
-            self.inner = method
-
-        def forward(self, images: Tensor, visible: Tensor | None = None, generator: Any = None) -> Any:
-            out = self.inner(images, visible, generator)
+    class Recording(Wrapped):
+        def forward(self, images: Tensor, visible_ids: Tensor) -> Any:
+            out = self.inner(images, visible_ids=visible_ids)
             drawn.append(out.visible.flatten())
             return out
 

@@ -1,7 +1,7 @@
 """Submanifold sparse convolution for masked images: only the visible sites are kept, as rows."""
 
 from sparse_ops.dispatch import Backend, BackendUnavailableError
-from sparse_ops.functional import downsample_conv2d, global_response_norm, grn_mlp, subm_conv2d
+from sparse_ops.functional import Scope, downsample_conv2d, global_response_norm, grn_mlp, subm_conv2d
 from sparse_ops.image import Image, MaskedImage, SparseImage, features_of, with_features
 from sparse_ops.modules import DownsampleConv2d, GlobalResponseNorm, SubmConv2d
 from sparse_ops.sites import ActiveSites
@@ -14,6 +14,7 @@ __all__ = [
     "GlobalResponseNorm",
     "Image",
     "MaskedImage",
+    "Scope",
     "SparseImage",
     "SubmConv2d",
     "downsample_conv2d",

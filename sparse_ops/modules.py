@@ -5,7 +5,7 @@ unchanged.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_ops import functional
 from sparse_ops.functional import Scope
@@ -76,11 +76,6 @@ class GlobalResponseNorm(nn.Module):
         self.eps = eps
         self.scope: Scope = scope
         self.backend = backend
-
-    @property
-    def parameters_pair(self) -> tuple[Tensor, Tensor]:
-        """(gamma, beta), as `grn_mlp` takes them."""
-        return self.weight, self.bias
 
     def forward(self, x: Image) -> Image:
         """Normalise a SparseImage, a MaskedImage or a tensor [B, H, W, C]."""

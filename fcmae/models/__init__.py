@@ -3,8 +3,7 @@
 from fcmae.models.convnextv2 import ConvNeXtV2Encoder
 from fcmae.models.decoders import ConvNeXtDecoder
 from fcmae.models.presets import PRESETS, find_preset, require_name
-from sparse_ops import Backend
-from sparse_ops.functional import Scope
+from sparse_ops import Backend, Scope
 
 __all__ = [
     "PRESETS",

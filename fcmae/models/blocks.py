@@ -9,13 +9,13 @@ from sparse_ops import (
     DownsampleConv2d,
     GlobalResponseNorm,
     Image,
+    Scope,
     SparseImage,
     SubmConv2d,
     features_of,
     grn_mlp,
     with_features,
 )
-from sparse_ops.functional import Scope
 
 
 def pointwise(module: nn.Module, x: Image) -> Image:

@@ -9,8 +9,7 @@ from fcmae.config import Execution
 from fcmae.errors import InputError
 from fcmae.masking import patch_grid, space_to_depth
 from fcmae.models.blocks import ConvNeXtV2Block, Downsample
-from sparse_ops import ActiveSites, Image, MaskedImage, SparseImage, features_of, with_features
-from sparse_ops.functional import Scope
+from sparse_ops import ActiveSites, Image, MaskedImage, Scope, SparseImage, features_of, with_features
 
 
 class Stem(nn.Sequential):

@@ -1,0 +1,107 @@
+"""Plots of a report, drawn in the page's colours (see `fcmae.report.page.figure`)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fcmae.report.page import FIRST, GRID, INK, MUTED, SECOND
+
+# Narrow on purpose: on a phone the plot is shown at about this size, and its text stays readable.
+_WIDTH = 4.7
+_STYLE: dict[Any, Any] = {
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+}
+
+
+@contextmanager
+def _plot(height: float) -> Iterator[tuple[Figure, Axes]]:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        FigureCanvasAgg(figure)  # never a window, whatever the machine has
+        yield figure, figure.subplots()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One side of a comparison: its name, and one value a seed."""
+
+    name: str
+    values: Sequence[float]
+
+
+def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
+    """Training loss over optimiser steps: the logged values pale, their running mean strong."""
+    span = max(1, len(losses) // 10)
+    means = [sum(losses[max(0, i - span + 1) : i + 1]) / (min(i, span - 1) + 1) for i in range(len(losses))]
+    with _plot(2.9) as (figure, axes):
+        axes.plot(steps, losses, color=FIRST, alpha=0.35, linewidth=1.0)
+        axes.plot(steps, means, color=FIRST, linewidth=1.8)
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel("loss at the masked patches")
+        axes.set_xlim(left=0)
+    return figure
+
+
+def paired_accuracies(first: Arm, second: Arm) -> Figure:
+    """Accuracy of each seed in both arms, the same seed joined by a line, with the mean of each arm."""
+    with _plot(2.9) as (figure, axes):
+        for a, b in zip(first.values, second.values, strict=True):
+            axes.plot((0, 1), (100 * b, 100 * a), color=GRID, linewidth=1.2, zorder=1)
+        for place, arm, colour in ((0, second, SECOND), (1, first, FIRST)):
+            percent = [100 * value for value in arm.values]
+            mean = sum(percent) / len(percent)
+            axes.scatter(
+                [place] * len(percent), percent, color=colour, s=26, zorder=3, alpha=0.85, linewidths=0
+            )
+            axes.plot((place - 0.17, place + 0.17), (mean, mean), color=colour, linewidth=2.4, zorder=2)
+            axes.annotate(
+                f"{mean:.1f} %",
+                (place + 0.17, mean),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
+            )
+        axes.set_xticks((0, 1), (second.name, first.name), color=INK)
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlim(-0.5, 1.6)
+        axes.margins(y=0.15)
+        axes.grid(axis="x", visible=False)
+        axes.set_ylabel("accuracy on held-out scans, %")
+    return figure
+
+
+def shares(names: Sequence[str], values: Sequence[float]) -> Figure:
+    """Bars of shares of a whole, which is drawn as a line at 100 %."""
+    with _plot(0.55 + 0.4 * len(names)) as (figure, axes):
+        percent = [100 * value for value in values]
+        bars = axes.barh(range(len(names)), percent, color=FIRST, height=0.6)
+        axes.bar_label(bars, [f"{value:.0f} %" for value in percent], padding=4, color=INK)
+        axes.axvline(100, color=SECOND, linewidth=1.8)
+        axes.set_yticks(range(len(names)), names, color=INK)
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.set_xlim(0, max(118, *(value * 1.2 for value in percent)))
+        axes.set_xlabel("% of masked dense")
+        axes.grid(axis="y", visible=False)
+    return figure

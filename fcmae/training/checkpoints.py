@@ -54,7 +54,8 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], *, step: int, keep: 
         InputError: the system refuses to write; no trace of the attempt is left.
     """
     path = folder / f"step_{step:08d}.pt"
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"  # same folder: a rename stays on one disk
+    # In the same folder, as a rename stays on one disk; a killed run's is overwritten when it is resumed.
+    temporary = folder / f".{path.name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import timm
 from torch import Tensor, nn
 
 from fcmae.config import ClassifierConfig
@@ -32,7 +31,6 @@ def build_classifier(
         InputError: unknown backbone, weights that cannot be read, or weights of another backbone or other
             images.
     """
-    preset = find_preset(model.backbone)
     architecture = Architecture(backbone=model.backbone, in_chans=in_chans)
     source = None if weights is None else open_source(weights)
     if source is not None:
@@ -49,14 +47,10 @@ def build_classifier(
                 f"data.in_chans: expected that of the weights, {architecture.in_chans}, got {in_chans}. "
                 f"Set --data.in_chans={architecture.in_chans}."
             )
-    classifier = timm.create_model(
-        architecture.backbone,
-        num_classes=num_classes,
-        drop_path_rate=model.drop_path,
-        head_init_scale=model.head_init_scale,
-        **architecture.timm_options(),
+    classifier = architecture.create_timm(
+        num_classes=num_classes, drop_path_rate=model.drop_path, head_init_scale=model.head_init_scale
     )
     if source is not None:
         encoder = {name: value for name, value in source.weights.items() if not name.startswith("head.")}
         load_weights(classifier, encoder, source=source.format.name)
-    return classifier, architecture.depths or preset.depths
+    return classifier, architecture.depths or find_preset(architecture.backbone).depths

@@ -104,6 +104,13 @@ def test_starts_from_a_checkpoint_a_run_folder_and_a_converted_file(
         assert loaded["head.fc.weight"].shape == (3, 16)
 
 
+def test_stems_that_timm_builds_otherwise(finetune_config, pretrain_config):
+    run_dir = pretrain(pretrain_config("small", steps=1, model={"stem_stride": 2, "patch_size": 16}))
+    classifier, _ = build_classifier(finetune_config().model, str(run_dir), num_classes=2, in_chans=3)
+    assert classifier.get_parameter("stem.0.weight").shape == (8, 3, 2, 2)
+    assert classifier(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+
+
 def test_head_starts_at_the_scale_of_the_original():
     torch.manual_seed(0)
     config = ClassifierConfig(backbone="convnextv2_atto", head_init_scale=0.001)

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from torch.library import opcheck
 from torch.nn import functional as F
 
 from sparse_ops import (
@@ -22,7 +23,7 @@ from sparse_ops import (
 )
 from sparse_ops.backends import scatter
 from sparse_ops.backends.scatter import conv as scatter_conv
-from sparse_ops.backends.scatter.grn_mlp import _grn_mlp
+from sparse_ops.backends.scatter.grn_mlp import _grn_mlp, _grn_mlp_backward
 from sparse_ops.image import _gather_rows, gather_rows
 from sparse_ops.testing import make_sites
 
@@ -38,31 +39,39 @@ def depthwise_inputs(tile: int = 4, channels: int = 8):
 
 
 @opcheck_warnings
-def test_opcheck_tile_conv() -> None:
-    sites, *tensors = depthwise_inputs()
-    results = torch.library.opcheck(scatter_conv._tile_conv, (*tensors, sites.halo_rows(3), sites.order, 8))
-    assert set(results.values()) == {"SUCCESS"}
-
-
-@opcheck_warnings
-def test_opcheck_grid_conv() -> None:
-    sites, *tensors = depthwise_inputs(tile=2)
-    grid = [sites.batch_size, sites.height, sites.width]
-    results = torch.library.opcheck(scatter_conv._grid_conv, (*tensors, sites.site_of_row, grid, 8))
-    assert set(results.values()) == {"SUCCESS"}
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("tile", [4, 2])
+def test_opcheck_convolution(tile: int, groups: int) -> None:
+    sites, features, weight, bias = depthwise_inputs(tile)
+    weight = weight.expand(8, 8 // groups, 7, 7).contiguous().detach().requires_grad_()
+    if tile == 4:
+        index = (sites.halo_rows(3), sites.order)
+        forward, backward = scatter_conv._tile_conv, scatter_conv._tile_conv_backward
+    else:
+        index = (sites.site_of_row, [sites.batch_size, sites.height, sites.width])
+        forward, backward = scatter_conv._grid_conv, scatter_conv._grid_conv_backward
+    assert set(opcheck(forward, (features, weight, bias, *index, groups)).values()) == {"SUCCESS"}
+    gradient = torch.randn_like(features)
+    detached = (gradient, features.detach(), weight.detach())
+    for wanted in ((True, True), (False, True), (True, False)):
+        assert set(opcheck(backward, (*detached, *index, groups, *wanted)).values()) == {"SUCCESS"}
 
 
 @opcheck_warnings
 def test_opcheck_grn_mlp() -> None:
     shapes = ((12, 4), (16, 4), (16,), (16,), (16,), (4, 16), (4,))
     tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    assert set(torch.library.opcheck(_grn_mlp, (*tensors, 4, 1e-6)).values()) == {"SUCCESS"}
+    assert set(opcheck(_grn_mlp, (*tensors, 4, 1e-6)).values()) == {"SUCCESS"}
+    x, weight1, _, gamma, beta, weight2, _ = (t.detach() for t in tensors)
+    pre, norms = torch.randn(12, 16), torch.rand(3, 16)
+    saved = (torch.randn(12, 4), x, pre, norms, weight1, gamma, weight2, beta)
+    assert set(opcheck(_grn_mlp_backward, (*saved, 4, 1e-6)).values()) == {"SUCCESS"}
 
 
 @opcheck_warnings
 def test_opcheck_gather_rows() -> None:
     table = torch.randn(6, 3, requires_grad=True)
-    results = torch.library.opcheck(_gather_rows, (table, torch.tensor([4, 0, 2])))
+    results = opcheck(_gather_rows, (table, torch.tensor([4, 0, 2])))
     assert set(results.values()) == {"SUCCESS"}
     assert torch.equal(gather_rows(table, torch.tensor([4, 0])), table[[4, 0]])
 

@@ -146,7 +146,8 @@ def _tile_conv_backward(
             tiles = padded.index_select(0, rows).view(side, side, -1, channels)
             total += _depthwise_wgrad(tiles, kernels[first : first + step], kernel, 0)
         grad_weight = total.to(weight.dtype)
-    return grad_x, grad_weight
+    # Contiguous, as the fake kernels promise: aten returns a channels-last weight gradient.
+    return grad_x, grad_weight.contiguous()
 
 
 @_tile_conv_backward.register_fake
@@ -204,7 +205,8 @@ def _grid_conv_backward(
             grad_weight = grad_weight.to(weight.dtype)
         else:
             grad_weight = _dense_wgrad(dense_x, dense_grad, weight, kernel // 2, groups)
-    return grad_x, grad_weight
+    # Contiguous, as the fake kernels promise: aten returns a channels-last weight gradient.
+    return grad_x, grad_weight.contiguous()
 
 
 @_grid_conv_backward.register_fake

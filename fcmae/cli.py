@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcmae.errors import InputError
@@ -106,8 +107,11 @@ def _train(name: str, cls: type[Any], argv: list[str], run: Callable[[Any], None
     try:
         run(config)
     except KeyboardInterrupt:
+        checkpoints = Path(config.run.dir, "checkpoints")
+        if not any(checkpoints.glob("*.pt")):
+            raise KeyboardInterrupt(f"No checkpoint was written to {checkpoints} yet.") from None
         raise KeyboardInterrupt(
-            f"The checkpoints in {config.run.dir} are kept; the same command with --resume=auto goes on."
+            f"The checkpoints in {checkpoints} are kept; the same command with --resume=auto goes on."
         ) from None
 
 

@@ -120,12 +120,18 @@ def test_missing_backend_shows_every_reason(
 
 
 def test_interrupt_says_what_is_kept(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     stand_in(monkeypatch, "fcmae.training.pretrain", "pretrain", KeyboardInterrupt())
-    assert cli.main(["pretrain", "--run.dir=runs/mine"]) == 130
+    folder = tmp_path / "checkpoints"
+    assert cli.main(["pretrain", f"--run.dir={tmp_path}"]) == 130
+    assert capsys.readouterr().err == f"fcmae: interrupted. No checkpoint was written to {folder} yet.\n"
+
+    folder.mkdir()
+    (folder / "step_00000001.pt").touch()
+    assert cli.main(["pretrain", f"--run.dir={tmp_path}"]) == 130
     line = capsys.readouterr().err
-    assert line.count("\n") == 1 and "checkpoints in runs/mine are kept" in line and "--resume=auto" in line
+    assert line.count("\n") == 1 and f"checkpoints in {folder} are kept" in line and "--resume=auto" in line
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

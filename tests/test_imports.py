@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # A package may import those of a lower rank, and its neighbours of the same rank where that makes no circle.
 RANKS = {
     "errors": 0,
+    "arguments": 1,
     "config": 1,
     "config_io": 2,
     "masking": 3,

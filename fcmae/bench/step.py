@@ -11,12 +11,14 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fcmae.arguments import OptionParser
 from fcmae.bench.arms import ARMS, StepSpec
 from fcmae.config import require
 from fcmae.errors import InputError
@@ -26,10 +28,11 @@ from sparse_ops import Backend
 
 PATCH_SIZE = 32
 MAE_MASK_RATIO = 0.75
+PAUSE_SECONDS = 0.05
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fcmae bench step", description=__doc__)
+    parser = OptionParser("fcmae bench step", __doc__)
     parser.add_argument("--backbone", default="convnextv2_tiny")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=224)
@@ -78,7 +81,8 @@ class Arm:
         return json.loads(answer)
 
     def step(self) -> None:
-        """Time one step."""
+        """Time one step, once the threads of the arm before have gone to sleep."""
+        time.sleep(PAUSE_SECONDS)
         result = self._ask("step")
         self.seconds.append(result["seconds"])
         self.peak_bytes = result["peak_bytes_above_weights"]

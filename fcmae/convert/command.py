@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fcmae.arguments import OptionParser
 from fcmae.convert.architecture import Architecture
 from fcmae.convert.dense import source_to_timm
 from fcmae.convert.files import check_writable, write_weights
@@ -101,10 +102,7 @@ def _timm_call(out: Path, architecture: Architecture) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of `fcmae convert` and of scripts/convert_sparse_to_dense.py."""
-    parser = argparse.ArgumentParser(
-        prog="fcmae convert",
-        description="Write a pretrained sparse encoder as dense timm weights.",
-    )
+    parser = OptionParser("fcmae convert", "Write a pretrained sparse encoder as dense timm weights.")
     parser.add_argument(
         "checkpoint", metavar="CKPT", help="a checkpoint, or a run folder (its newest readable checkpoint)"
     )
@@ -131,8 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when the weights were written.
 
     Raises:
-        InputError: see convert_checkpoint; the `fcmae` command makes a line and exit code 2 of it.
-        SystemExit: unknown flags, with code 2.
+        InputError: an option, or what convert_checkpoint refuses; the `fcmae` command makes a line and exit
+            code 2 of it.
     """
     arguments = build_parser().parse_args(argv)
     convert_checkpoint(

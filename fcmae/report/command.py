@@ -4,8 +4,9 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from fcmae.arguments import OptionParser
 from fcmae.config import DataConfig
 from fcmae.convert.files import read_checkpoint, read_newest_checkpoint
 from fcmae.data import open_dataset
@@ -17,17 +18,10 @@ PER_FIGURE = 8
 """Images of one PNG; more would be too small to see."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"reconstruct: {message}. fcmae reconstruct --help lists the options.")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The options of `fcmae reconstruct`."""
-    parser = _Parser(
-        prog="fcmae reconstruct",
-        description="Write PNGs with rows of original, visible and reconstructed images.",
-        allow_abbrev=False,
+    parser = OptionParser(
+        "fcmae reconstruct", "Write PNGs with rows of original, visible and reconstructed images."
     )
     parser.add_argument(
         "checkpoint",

@@ -30,9 +30,7 @@ class DataConfig:
     """Images: where they are and how they become tensors."""
 
     source: Literal["folder", "digits"] = "folder"
-    """`folder`: image files below `root`, nested or flat. `digits`: scikit-learn's scanned digits,
-    enlarged.
-    """
+    """`folder`: image files below `root`, nested or flat. `digits`: scikit-learn's scanned digits."""
     root: str | None = None
     """Folder of training images; for fine-tuning, one subfolder a class."""
     val_root: str | None = None
@@ -44,9 +42,7 @@ class DataConfig:
     image_size: int | tuple[int, int] = 224
     """Side of the square crop, or (height, width), in pixels."""
     in_chans: int = 3
-    """Channels of the network's input; images with another number are converted where that has one
-    meaning.
-    """
+    """Channels of the network's input; images of other channels are converted where that has one meaning."""
     mean: tuple[float, ...] | None = None
     """Mean per channel of pixels in [0, 1]. None: ImageNet's for 3 channels, 0.5 otherwise."""
     std: tuple[float, ...] | None = None
@@ -116,17 +112,13 @@ class ModelConfig:
     norm_pix_loss: bool = True
     """Normalise each target patch by its own mean and variance (the paper: on)."""
     execution: Execution = "sparse"
-    """`sparse`: visible sites only. `masked_dense`: the same numbers over all sites. `leaky_dense`: masked
-    once, at the input.
-    """
+    """`sparse`: visible sites only. `masked_dense`: the same, all sites. `leaky_dense`: input masked."""
     backend: str = "auto"
     """Engine of the sparse operations."""
     grn_scope: Literal["image", "batch"] = "image"
     """Sites over which GRN takes its statistics; `batch` is what the original sparse code does."""
     init: Literal["002", "original"] = "002"
-    """`002`: normal weights of std 0.02. `original`: the original code's accidental std 1.0 in the
-    encoder.
-    """
+    """`002`: weights of std 0.02. `original`: the original code's accidental std 1.0 in the encoder."""
     drop_path: float = 0.0
     """Stochastic depth of the last block, rising linearly (the paper: 0 in pretraining)."""
     depths: tuple[int, ...] | None = None
@@ -162,9 +154,7 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The optimiser and the length of pretraining; defaults are the paper's (table 8) at ImageNet-1K's 800
-    epochs.
-    """
+    """The optimiser and the length of pretraining; defaults are the paper's (table 8), 800 epochs."""
 
     steps: int = 250_000
     """Optimiser steps of the whole run."""
@@ -233,9 +223,7 @@ class FinetuneTrainConfig(TrainConfig):
     random_erasing: float = 0.0
     """Probability of erasing a rectangle."""
     ema_decay: float | None = None
-    """Decay of the weights' moving average, evaluated beside the weights (the paper: 0.9999); None turns it
-    off.
-    """
+    """Decay of the weights' moving average, evaluated too (the paper: 0.9999); None turns it off."""
     evaluate_every: int = 1000
     """Steps between evaluations; the last step is always evaluated."""
 
@@ -270,9 +258,7 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = "auto"
-    """`auto`: go on from the newest good checkpoint of `run.dir`, or start; `none`: start; or a checkpoint's
-    path.
-    """
+    """`auto`: go on from the newest good checkpoint of `run.dir`, or start; `none`: start; or a file."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,11 @@ class DataConfig:
             self.source != "folder" or self.root is not None,
             "data.root: expected a folder of images, got none. Add --data.root DIR.",
         )
+        require(
+            self.source == "folder" or (self.root is None and self.val_root is None),
+            f"data.root: expected none with data.source={self.source}, got {self.root or self.val_root}. "
+            "Add --data.source=folder.",
+        )
         height, width = self.size
         require(height > 0 and width > 0, f"data.image_size: expected positive sides, got {self.image_size}.")
         require(self.in_chans > 0, f"data.in_chans: expected at least 1, got {self.in_chans}.")

@@ -1,4 +1,4 @@
-"""Draw the picture of the README from a pretraining run: visible patches, their sites as rows, the painting."""
+"""Draw the picture of the README from a pretraining run: visible patches, their rows, the painting."""
 
 import argparse
 import sys

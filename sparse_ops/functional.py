@@ -14,6 +14,7 @@ from sparse_ops.backends import reference, scatter
 from sparse_ops.checks import require, require_float, require_like
 from sparse_ops.dispatch import Backend, Call, select
 from sparse_ops.image import Image, MaskedImage, SparseImage, features_of, with_features
+from sparse_ops.linear import linear
 
 Scope = Literal["image", "batch"]
 
@@ -240,6 +241,6 @@ def grn_mlp(
         module = select(backend, Call(op, features), _ENGINES)
         pairs = zip(parameters[::2], parameters[1::2], strict=True)
         return x.with_features(module.grn_mlp(features, *pairs, x.sites, eps, scope))
-    hidden = with_features(x, F.gelu(F.linear(features, *fc1)))
+    hidden = with_features(x, F.gelu(linear(features, *fc1)))
     hidden = global_response_norm(hidden, *grn, eps=eps, scope=scope)
-    return with_features(x, F.linear(features_of(hidden), *fc2))
+    return with_features(x, linear(features_of(hidden), *fc2))

@@ -85,12 +85,13 @@ def _direct_block(block: ConvNeXtV2Block, x: Tensor, mask: Tensor | None) -> Ten
     conv, mlp = block.conv_dw, block.mlp
     counted = x if mask is None else x * mask
     y = F.conv2d(counted, conv.weight, conv.bias, padding=conv.kernel_size[0] // 2, groups=conv.groups)
-    y = F.gelu(mlp.fc1(block.norm(y.permute(0, 2, 3, 1))))
+    y = block.norm(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    y = F.gelu(F.conv2d(y, mlp.fc1.weight[:, :, None, None], mlp.fc1.bias)).permute(0, 2, 3, 1)
     counted = y if mask is None else y * mask.permute(0, 2, 3, 1)
     norms = torch.linalg.vector_norm(counted, dim=(1, 2), keepdim=True)
     scale = mlp.grn.weight * (norms / (norms.mean(-1, keepdim=True) + mlp.grn.eps)) + 1
     y = torch.addcmul(mlp.grn.bias, y, scale)
-    return x + mlp.fc2(y).permute(0, 3, 1, 2)
+    return x + F.conv2d(y.permute(0, 3, 1, 2), mlp.fc2.weight[:, :, None, None], mlp.fc2.bias)
 
 
 class MaskedViT(nn.Module):

@@ -3,13 +3,12 @@
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fcmae.config import Execution
 from fcmae.errors import InputError
 from fcmae.masking import patch_grid, space_to_depth
 from fcmae.models.blocks import ConvNeXtV2Block, Downsample
-from sparse_ops import ActiveSites, Image, MaskedImage, Scope, SparseImage, features_of, with_features
+from sparse_ops import ActiveSites, Image, MaskedImage, Scope, SparseImage, features_of, linear, with_features
 
 
 class Stem(nn.Sequential):
@@ -47,7 +46,7 @@ class Stem(nn.Sequential):
                 x = MaskedImage(squares, sites)
             else:
                 x = squares * sites.active.unsqueeze(-1).to(squares.dtype)
-        projected = F.linear(features_of(x), self.conv.weight.flatten(1), self.conv.bias)
+        projected = linear(features_of(x), self.conv.weight.flatten(1), self.conv.bias)
         return with_features(x, self.norm(projected))
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fcmae.models.blocks import ConvNeXtV2Block
 from fcmae.models.convnextv2 import init_weights
-from sparse_ops import SparseImage
+from sparse_ops import SparseImage, linear
 
 
 class ConvNeXtDecoder(nn.Module):
@@ -32,5 +32,6 @@ class ConvNeXtDecoder(nn.Module):
         """Visible features of the encoder's last stage to predictions at all of its sites, [B, h, w,
         site_pixels].
         """
-        dense = x.map(self.proj).densify(self.mask_token)
-        return self.pred(self.blocks(dense))
+        projected = x.map(lambda features: linear(features, self.proj.weight, self.proj.bias))
+        painted = self.blocks(projected.densify(self.mask_token))
+        return linear(painted, self.pred.weight, self.pred.bias)

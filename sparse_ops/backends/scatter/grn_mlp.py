@@ -1,7 +1,7 @@
 """The tail of a ConvNeXt V2 block, `fc2(GRN(GELU(fc1(x))))`, without keeping what can be redone.
 
-Only fc1's output is kept for the backward; GELU and GRN are redone there. Images go through in chunks that
-stay in the cache, so the passes over the 4C-wide hidden features cost little beside the GEMMs.
+Only fc1's output is kept for the backward; GELU and GRN are redone there. Images go through in chunks that stay
+in the cache, so the passes over the 4C-wide hidden features cost little beside the GEMMs.
 """
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_ops.backends.scatter.rows import global_response_norm
+from sparse_ops.linear import linear, linear_dgrad, linear_wgrad
 from sparse_ops.sites import ActiveSites
 
 CHUNK_BYTES = 8 * 2**20
@@ -25,24 +26,18 @@ def grn_mlp(
     scope: str,
 ) -> Tensor:
     """See `sparse_ops.functional.grn_mlp`; arguments are checked there."""
-    fusable = features.device.type == "cpu" and scope == "image" and bool(sites.rows_per_image)
-    if fusable:
-        rows = sites.rows_per_image
-        assert rows is not None
-        return _grn_mlp(features, *fc1, *grn, *fc2, rows, eps)[0]
-    hidden = F.gelu(F.linear(features, *fc1))
-    return F.linear(global_response_norm(hidden, *grn, sites, eps, scope), *fc2)
-
-
-def _chunks(pre: Tensor, rows_per_image: int) -> range:
-    """First rows of the chunks; the step is their size."""
-    image_bytes = rows_per_image * pre.shape[1] * pre.element_size()
-    images = max(1, CHUNK_BYTES // max(1, image_bytes))
-    return range(0, pre.shape[0], images * rows_per_image)
+    rows = sites.rows_per_image
+    if features.device.type != "cpu" or scope != "image" or not rows:
+        hidden = F.gelu(linear(features, *fc1))
+        return linear(global_response_norm(hidden, *grn, sites, eps, scope), *fc2)
+    image_bytes = rows * fc1[0].shape[0] * features.element_size()
+    chunks = features.split(rows * max(1, CHUNK_BYTES // image_bytes))
+    outs = [_grn_mlp(chunk, *fc1, *grn, *fc2, rows, eps)[0] for chunk in chunks]
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 def _scale(norms: Tensor, gamma: Tensor, eps: float) -> Tensor:
-    """GRN's factor of each image and channel, [b, 1, 4C], in the norms' dtype."""
+    """GRN's factor of each image and channel, [B, 1, D], in the norms' dtype."""
     response = norms / (norms.mean(dim=1, keepdim=True) + eps)
     return (gamma * response + 1).unsqueeze(1)
 
@@ -59,24 +54,15 @@ def _grn_mlp(
     rows_per_image: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the output [N, C_out], fc1's output [N, 4C] and GRN's norms [B, 4C]."""
+    """Returns the output [N, C_out], fc1's output [N, D] and GRN's norms [B, D] in float32 at least."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    hidden_dim = weight1.shape[0]
-    pre = x.new_empty(x.shape[0], hidden_dim)
-    norms = torch.empty(x.shape[0] // rows_per_image, hidden_dim, dtype=wide)
-    out = x.new_empty(x.shape[0], weight2.shape[0])
+    pre = linear(x, weight1, bias1)
+    hidden = F.gelu(pre).view(-1, rows_per_image, pre.shape[1])
+    norms = hidden.to(wide).square().sum(1).sqrt_()
+    hidden.mul_(_scale(norms, gamma, eps).to(x.dtype))
     # GRN's shift is the same for every row, so it joins the bias.
     bias = torch.addmv(bias2, weight2, beta)
-    chunks = _chunks(pre, rows_per_image)
-    for first in chunks:
-        rows = slice(first, first + chunks.step)
-        images = slice(first // rows_per_image, (first + chunks.step) // rows_per_image)
-        torch.addmm(bias1, x[rows], weight1.t(), out=pre[rows])
-        hidden = F.gelu(pre[rows]).view(-1, rows_per_image, hidden_dim)
-        norms[images] = hidden.to(wide).square().sum(1).sqrt_()
-        hidden.mul_(_scale(norms[images], gamma, eps).to(x.dtype))
-        torch.addmm(bias, hidden.view(-1, hidden_dim), weight2.t(), out=out[rows])
-    return out, pre, norms
+    return linear(hidden.view_as(pre), weight2, bias), pre, norms
 
 
 @_grn_mlp.register_fake
@@ -101,44 +87,31 @@ def _grn_mlp_backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     wide, hidden_dim = norms.dtype, pre.shape[1]
-    grad_x = torch.empty_like(x)
-    grad_weight1 = torch.zeros(weight1.shape, dtype=wide)
-    grad_weight2 = torch.zeros(weight2.shape, dtype=wide)
-    grad_bias1 = torch.zeros(hidden_dim, dtype=wide)
-    grad_gamma = torch.zeros(hidden_dim, dtype=wide)
-    grad_bias2 = grad.sum(0, dtype=wide)
-    chunks = _chunks(pre, rows_per_image)
-    for first in chunks:
-        rows = slice(first, first + chunks.step)
-        norm = norms[first // rows_per_image : (first + chunks.step) // rows_per_image]
-        hidden = F.gelu(pre[rows]).view(-1, rows_per_image, hidden_dim)
-        # Gradient of GRN's output, then of its factor, of the norms and of its input.
-        grad_hidden = (grad[rows] @ weight2).view_as(hidden)
-        grad_scale = (grad_hidden * hidden).sum(1, dtype=wide)
-        mean = norm.mean(dim=1, keepdim=True) + eps
-        grad_gamma += (grad_scale * norm / mean).sum(0)
-        grad_response = grad_scale * gamma
-        grad_mean = (grad_response * norm).sum(1, keepdim=True) / (mean * mean * hidden_dim)
-        grad_norm = grad_response / mean - grad_mean
-        pull = torch.where(norm > 0, grad_norm / norm, 0).unsqueeze(1).to(x.dtype)
-        scale = _scale(norm, gamma, eps).to(x.dtype)
-        grad_hidden.mul_(scale).addcmul_(hidden, pull)
-        grad_pre = torch.ops.aten.gelu_backward(grad_hidden.view(-1, hidden_dim), pre[rows])
-        hidden.mul_(scale)
-        grad_weight2 += grad[rows].t() @ hidden.view(-1, hidden_dim)
-        grad_weight1 += grad_pre.t() @ x[rows]
-        grad_bias1 += grad_pre.sum(0, dtype=wide)
-        torch.mm(grad_pre, weight1, out=grad_x[rows])
+    hidden = F.gelu(pre).view(-1, rows_per_image, hidden_dim)
+    # Gradient of GRN's output, then of its factor, of the norms and of its input.
+    grad_hidden = linear_dgrad(grad, pre, weight2).view_as(hidden)
+    grad_scale = (grad_hidden * hidden).sum(1, dtype=wide)
+    mean = norms.mean(dim=1, keepdim=True) + eps
+    grad_gamma = (grad_scale * norms / mean).sum(0)
+    grad_response = grad_scale * gamma
+    grad_mean = (grad_response * norms).sum(1, keepdim=True) / (mean * mean * hidden_dim)
+    grad_norm = grad_response / mean - grad_mean
+    pull = torch.where(norms > 0, grad_norm / norms, 0).unsqueeze(1).to(x.dtype)
+    scale = _scale(norms, gamma, eps).to(x.dtype)
+    grad_hidden.mul_(scale).addcmul_(hidden, pull)
+    grad_pre = torch.ops.aten.gelu_backward(grad_hidden.view_as(pre), pre)
+    hidden.mul_(scale)
+    grad_weight2 = linear_wgrad(grad, hidden.view_as(pre), weight2)
     # The shift W2 @ beta was added to the bias of fc2.
-    grad_beta = grad_bias2 @ weight2.to(wide)
-    grad_weight2.addr_(grad_bias2, beta.to(wide))
+    grad_bias2 = grad.sum(0, dtype=wide)
+    grad_weight2.addr_(grad_bias2.to(x.dtype), beta)
     return (
-        grad_x,
-        grad_weight1.to(weight1.dtype),
-        grad_bias1.to(weight1.dtype),
+        linear_dgrad(grad_pre, x, weight1),
+        linear_wgrad(grad_pre, x, weight1),
+        grad_pre.sum(0),
         grad_gamma.to(gamma.dtype),
-        grad_beta.to(beta.dtype),
-        grad_weight2.to(weight2.dtype),
+        (grad_bias2 @ weight2.to(wide)).to(beta.dtype),
+        grad_weight2,
         grad_bias2.to(weight2.dtype),
     )
 
@@ -154,6 +127,8 @@ def _setup(ctx, inputs, output) -> None:
     _, pre, norms = output
     ctx.save_for_backward(x, pre, norms, weight1, gamma, weight2, beta)
     ctx.mark_non_differentiable(pre, norms)
+    # Or autograd would make zeros the size of `pre` for its gradient.
+    ctx.set_materialize_grads(False)
     ctx.rows_per_image, ctx.eps = rows_per_image, eps
 
 

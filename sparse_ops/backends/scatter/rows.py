@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from sparse_ops.linear import linear
 from sparse_ops.sites import ActiveSites, tile_order
 
 
@@ -20,7 +20,7 @@ def downsample_conv2d(features: Tensor, weight: Tensor, bias: Tensor | None, sit
         padded = torch.cat([features, features.new_zeros(1, channels)])
         features = padded[sites.child_rows(factor).long()]
     children = features.reshape(-1, factor * factor * channels)
-    return F.linear(children, kernel.reshape(out_channels, -1), bias)
+    return linear(children, kernel.reshape(out_channels, -1), bias)
 
 
 def global_response_norm(

@@ -1,5 +1,6 @@
 """The reconstruction loss that FCMAE, ConvMAE and MAE share."""
 
+import torch
 from torch import Tensor
 
 PATCH_EPS = 1e-6
@@ -10,9 +11,8 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each patch, [B, L, 1] each: unbiased variance, `sqrt(var + 1e-6)` as in
     MAE.
     """
-    mean = patches.mean(dim=-1, keepdim=True)
-    std = (patches.var(dim=-1, keepdim=True) + PATCH_EPS).sqrt()
-    return mean, std
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + PATCH_EPS).sqrt()
 
 
 def reconstruction_loss(pred: Tensor, patches: Tensor, masked: Tensor, *, norm_pix_loss: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """The tail of a ConvNeXt V2 block, `fc2(GRN(GELU(fc1(x))))`, without keeping what can be redone.
 
-Only fc1's output is kept for the backward; GELU and GRN are redone there. Images go through in chunks that stay
-in the cache, so the passes over the 4C-wide hidden features cost little beside the GEMMs.
+Only fc1's output is kept for the backward; GELU and GRN are redone there. Images go through in chunks that
+stay in the cache, so the passes over the 4C-wide hidden features cost little beside the GEMMs.
 """
 
 import torch

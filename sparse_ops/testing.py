@@ -82,14 +82,22 @@ def outputs_and_gradients(op: Callable[..., Tensor], inputs: Sequence[Tensor]) -
     return [out.detach(), *gradients]
 
 
-def assert_within_budget(actual: Tensor, reference: Tensor, truth: Tensor, *, what: str = "output") -> None:
-    """Assert that `actual` errs at most twice as much as the same-dtype reference does, plus `ROUNDINGS`.
+def assert_within_budget(
+    actual: Tensor,
+    reference: Tensor,
+    truth: Tensor,
+    *,
+    what: str = "output",
+    roundings: float | None = None,
+) -> None:
+    """Assert that `actual` errs at most twice as much as the same-dtype reference does, plus some roundings.
 
     Args:
         actual: The result under test.
         reference: The reference's result in the same dtype.
         truth: The reference's result in float64.
         what: Named in the message.
+        roundings: Of the largest value, beyond the reference's own error; None: `ROUNDINGS`, for one operation.
     """
     assert actual.shape == truth.shape, f"{what}: shape {list(actual.shape)}, expected {list(truth.shape)}"
     assert actual.dtype == reference.dtype, f"{what}: dtype {actual.dtype}, expected {reference.dtype}"
@@ -97,7 +105,8 @@ def assert_within_budget(actual: Tensor, reference: Tensor, truth: Tensor, *, wh
         return
     assert bool(torch.isfinite(actual).all()), f"{what}: not finite"
     scale = truth.abs().max().item()
-    rounding = ROUNDINGS[actual.dtype] * torch.finfo(actual.dtype).eps * scale
+    count = ROUNDINGS[actual.dtype] if roundings is None else roundings
+    rounding = count * torch.finfo(actual.dtype).eps * scale
     budget = 2 * (reference.double() - truth).abs().max().item() + rounding
     error = (actual.double() - truth).abs().max().item()
     assert error <= budget, f"{what}: error {error:.2e} is over the budget {budget:.2e} (scale {scale:.2e})"

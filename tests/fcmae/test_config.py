@@ -69,7 +69,6 @@ resume: none
         ("--data.crop_scale=[5e-1,1]", "data", "crop_scale", (0.5, 1.0)),
         ("--data.flip=false", "data", "flip", False),
         ("--data.root=null", "data", "root", None),
-        ("--data.root=2024", "data", "root", "2024"),
         ("--model.init=002", "model", "init", "002"),
         ("--model.dims=[8,16,24,32]", "model", "dims", (8, 16, 24, 32)),
     ],
@@ -77,6 +76,15 @@ resume: none
 def test_option_values(option: str, section: str, field: str, value: object) -> None:
     found = getattr(getattr(load_config(PretrainConfig, [option]), section), field)
     assert found == value and type(found) is type(value)
+
+
+def test_a_folder_named_by_a_number_is_text() -> None:
+    config = load_config(PretrainConfig, ["--data.source=folder", "--data.root=2024"])
+    assert config.data.root == "2024"
+
+
+def test_a_root_that_would_be_ignored_is_refused() -> None:
+    assert refusal(["--data.root=scans"]).startswith("data.root: expected none with data.source=digits")
 
 
 def test_option_overrides_a_file_that_is_incomplete_without_it(write: Callable[[str], str]) -> None:

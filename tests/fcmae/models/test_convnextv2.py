@@ -87,7 +87,8 @@ def test_sparse_equals_masked_dense_in_outputs_and_gradients(patch_size: int, ra
     names = [f"stage {i}" for i in range(4)] + [name for name, _ in small_encoder().named_parameters()]
     truth, reference, actual = results.values()
     for name, a, r, t in zip(names, actual, reference, truth, strict=True):
-        assert_within_budget(a, r, t, what=name)
+        # Some thirty operations, each of which may round another way.
+        assert_within_budget(a, r, t, what=name, roundings=32)
 
 
 @pytest.mark.parametrize("execution", ["sparse", "masked_dense"])

@@ -97,7 +97,7 @@ def assert_within_budget(
         reference: The reference's result in the same dtype.
         truth: The reference's result in float64.
         what: Named in the message.
-        roundings: Of the largest value, beyond the reference's own error; None: `ROUNDINGS`, for one operation.
+        roundings: Of the largest value, beyond the reference's own error; None: `ROUNDINGS`, for one op.
     """
     assert actual.shape == truth.shape, f"{what}: shape {list(actual.shape)}, expected {list(truth.shape)}"
     assert actual.dtype == reference.dtype, f"{what}: dtype {actual.dtype}, expected {reference.dtype}"

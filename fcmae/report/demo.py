@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -16,7 +16,7 @@ from fcmae.report.comparison import compare, spread
 from fcmae.report.page import Column, Html
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
-_PACKAGES = ("torch", "timm", "lightning", "torchvision", "numpy", "scikit-learn")
+_PACKAGES = ("fcmae", "torch", "timm", "lightning", "torchvision", "numpy", "scikit-learn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,8 +256,7 @@ def _provenance(result: DemoResult) -> Html:
     rows: list[list[page.Cell]] = [
         [name, seconds, 100 * seconds / total] for name, seconds in result.seconds.items()
     ]
-    versions = [("fcmae", version("fcmae")), ("Python", platform.python_version())]
-    versions += [(name, version(name)) for name in _PACKAGES]
+    versions = [("Python", platform.python_version()), *((name, _version(name)) for name in _PACKAGES)]
     return page.section(
         "How this page was made",
         page.table(
@@ -276,3 +275,10 @@ def _provenance(result: DemoResult) -> Html:
         ),
         *(page.details(title, text) for title, text in result.configs.items()),
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed, run from its folder)"

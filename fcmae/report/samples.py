@@ -36,8 +36,8 @@ def load_method(path: Path, checkpoint: dict[str, Any]) -> tuple[FCMAE, Pretrain
         method.load_state_dict(checkpoint["model"])
     except (KeyError, RuntimeError) as error:
         raise InputError(
-            f"checkpoint: expected the weights that its configuration describes, got others at {path}: "
-            f"{' '.join(str(error).split())}. Use a checkpoint that this version wrote."
+            f"checkpoint: expected the weights that its configuration describes, got others at {path}. "
+            "Use a checkpoint that this version wrote."
         ) from error
     return method.eval(), config
 

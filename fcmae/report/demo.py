@@ -193,7 +193,7 @@ def _conversion(result: DemoResult) -> Html:
         page.paragraph(
             "The pretrained encoder was converted to the weights of a dense timm model, and both were run "
             "on the same images before anything was written. Largest difference of a feature: "
-            f"{absolute:.1e}, or {relative:.1e} of the largest feature of its stage (all patches visible "
+            f"{absolute:.1e}, or {relative:.1e} of its stage's root mean square (all patches visible "
             "against timm; mask ratio 0.6, sparse against masked dense)."
         ),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import matplotlib
@@ -50,9 +51,10 @@ class Arm:
 
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
-    """Training loss over optimiser steps: the logged values pale, their running mean strong."""
-    span = max(1, len(losses) // 10)
-    means = [sum(losses[max(0, i - span + 1) : i + 1]) / (min(i, span - 1) + 1) for i in range(len(losses))]
+    """Training loss over optimiser steps: the logged values pale, the mean of each and its neighbours strong."""
+    reach = len(losses) // 40
+    windows = [losses[max(0, index - reach) : index + reach + 1] for index in range(len(losses))]
+    means = [mean(window) for window in windows]
     with _plot(2.9) as (figure, axes):
         axes.plot(steps, losses, color=FIRST, alpha=0.35, linewidth=1.0)
         axes.plot(steps, means, color=FIRST, linewidth=1.8)
@@ -69,14 +71,14 @@ def paired_accuracies(first: Arm, second: Arm) -> Figure:
             axes.plot((0, 1), (100 * b, 100 * a), color=GRID, linewidth=1.2, zorder=1)
         for place, arm, colour in ((0, second, SECOND), (1, first, FIRST)):
             percent = [100 * value for value in arm.values]
-            mean = sum(percent) / len(percent)
+            middle = mean(percent)
             axes.scatter(
                 [place] * len(percent), percent, color=colour, s=26, zorder=3, alpha=0.85, linewidths=0
             )
-            axes.plot((place - 0.17, place + 0.17), (mean, mean), color=colour, linewidth=2.4, zorder=2)
+            axes.plot((place - 0.17, place + 0.17), (middle, middle), color=colour, linewidth=2.4, zorder=2)
             axes.annotate(
-                f"{mean:.1f} %",
-                (place + 0.17, mean),
+                f"{middle:.1f} %",
+                (place + 0.17, middle),
                 xytext=(5, 0),
                 textcoords="offset points",
                 va="center",

@@ -80,7 +80,7 @@ th { font-weight: 600; border-bottom-color: var(--muted); }
 td.number, th.number { text-align: right; }
 th button {
   font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
-  text-align: inherit;
+  text-align: inherit; white-space: nowrap;
 }
 th button::after { content: " ↕"; color: var(--muted); font-weight: 400; }
 th[aria-sort="ascending"] button::after { content: " ↑"; color: var(--ink); }

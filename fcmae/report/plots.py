@@ -51,7 +51,7 @@ class Arm:
 
 
 def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
-    """Training loss over optimiser steps: the logged values pale, means of neighbours strong."""
+    """Training loss over optimiser steps: logged values pale, the mean of each and its neighbours strong."""
     reach = len(losses) // 40
     windows = [losses[max(0, index - reach) : index + reach + 1] for index in range(len(losses))]
     means = [mean(window) for window in windows]

@@ -6,11 +6,12 @@ Lengths of training are counted in optimiser steps, learning rates as `base_lr` 
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from fcmae.errors import InputError
 
 Execution = Literal["sparse", "masked_dense", "leaky_dense"]
+EXECUTIONS: tuple[str, ...] = get_args(Execution)
 
 
 def require(ok: bool, message: str) -> None:

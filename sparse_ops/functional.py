@@ -18,6 +18,8 @@ from sparse_ops.linear import linear
 
 Scope = Literal["image", "batch"]
 
+MLP_PARAMETERS = ("fc1's weight", "fc1's bias", "gamma", "beta", "fc2's weight", "fc2's bias")
+
 # In the order that "auto" tries them.
 _ENGINES = {Backend.SCATTER: scatter, Backend.REFERENCE: reference}
 
@@ -31,7 +33,9 @@ def _autocast(features: Tensor, *parameters: Tensor) -> list[Tensor]:
     """The tensors in autocast's dtype where it is on, as F.conv2d and F.linear would have them."""
     device = features.device.type
     tensors = [features, *parameters]
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    if features.dtype is torch.float64:  # which autocast leaves alone
         return tensors
     return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
 
@@ -237,7 +241,8 @@ def grn_mlp(
     )
     if isinstance(x, SparseImage):
         features, *parameters = _autocast(features, *fc1, *grn, *fc2)
-        require_like(op, "fc1", parameters[0], "features", features)
+        for name, parameter in zip(MLP_PARAMETERS, parameters, strict=True):
+            require_like(op, name, parameter, "features", features)
         module = select(backend, Call(op, features), _ENGINES)
         pairs = zip(parameters[::2], parameters[1::2], strict=True)
         return x.with_features(module.grn_mlp(features, *pairs, x.sites, eps, scope))

@@ -40,7 +40,7 @@ def gather_rows(table: Tensor, index: Tensor) -> Tensor:
     return _gather_rows(table, index)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseImage:
     """Features of the active sites only.
 
@@ -66,9 +66,10 @@ class SparseImage:
         """The active sites of `dense` [B, H, W, C]; its other sites are not looked at."""
         grid = (sites.batch_size, sites.height, sites.width)
         matches = dense.ndim == 4 and tuple(dense.shape[:3]) == grid
-        require(
-            matches, "SparseImage.from_dense", "dense", f"[{', '.join(map(str, grid))}, C]", list(dense.shape)
-        )
+        # The message is made only when it is needed: sizes may be symbols under torch.compile.
+        if not matches:
+            shape = f"[{', '.join(map(str, grid))}, C]"
+            require(False, "SparseImage.from_dense", "dense", shape, list(dense.shape))
         return cls(gather_rows(dense.reshape(-1, dense.shape[-1]), sites.site_of_row), sites)
 
     def densify(self, fill: Tensor | None = None) -> Tensor:
@@ -95,7 +96,7 @@ class SparseImage:
         return SparseImage(features, self.sites)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskedImage:
     """The dense emulation of a SparseImage: features at all sites, and which of them count.
 
@@ -109,6 +110,12 @@ class MaskedImage:
 
     features: Tensor
     sites: ActiveSites
+
+    def __post_init__(self) -> None:
+        grid = (self.sites.batch_size, self.sites.height, self.sites.width)
+        if self.features.ndim != 4 or tuple(self.features.shape[:3]) != grid:
+            shape = f"[{', '.join(map(str, grid))}, C]"
+            require(False, "MaskedImage", "features", shape, list(self.features.shape))
 
     @property
     def mask(self) -> Tensor:

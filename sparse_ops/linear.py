@@ -14,8 +14,7 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: [..., C_in] times [C_out, C_in] plus [C_out]; autocast and gradients included."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) or not _by_convolution(x):
+    if not _by_convolution(x) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     out = F.conv2d(_plane(x.reshape(-1, x.shape[-1])), weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])

@@ -6,6 +6,8 @@ therefore neighbours, and a 2x2 stride-2 operation is a view of four rows as one
 same order again.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -70,8 +72,8 @@ class ActiveSites:
             grid: Patches of an image, (Gh, Gw).
             tile: Side in sites of one patch.
         Raises:
-            ValueError: `ids` is not int64 [B, K] or `tile` is not positive. Values of `ids` are not
-                inspected.
+            ValueError: `ids` is not int64 [B, K] or `tile` is not positive; on the CPU also ids that are
+                outside the grid or repeated, which elsewhere are not looked at.
         """
         op = "ActiveSites.from_visible_ids"
         require(
@@ -85,6 +87,12 @@ class ActiveSites:
         require(
             ids.shape[1] <= grid[0] * grid[1], op, "ids", f"at most {grid[0] * grid[1]} a row", ids.shape[1]
         )
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            ordered = ids.sort(dim=1).values
+            proper = bool(
+                (ordered.diff(dim=1) > 0).all() and (ids >= 0).all() and (ids < grid[0] * grid[1]).all()
+            )
+            require(proper, op, "ids", f"different ids of the {grid[0]} x {grid[1]} grid", "others")
         batch_size, kept = ids.shape
         first = torch.arange(batch_size, device=ids.device)[:, None] * (grid[0] * grid[1])
         return cls(
@@ -122,31 +130,31 @@ class ActiveSites:
     @property
     def order(self) -> Tensor:
         """Row-major position inside its tile of each row of a tile, int64 [tile * tile]."""
-        if "order" not in self._cache:
-            self._cache["order"] = tile_order(self.tile, self.device)
-        return self._cache["order"]
+        return self._table("order", lambda: tile_order(self.tile, self.device))
 
     @property
     def site_of_row(self) -> Tensor:
         """Flat site `(b * H + y) * W + x` of each row, int64 [N]."""
-        if "site_of_row" not in self._cache:
+
+        def build() -> Tensor:
             y, x = self._tile_origins()
             rows_y = y[:, None] + self.order // self.tile
             rows_x = x[:, None] + self.order % self.tile
-            self._cache["site_of_row"] = (rows_y * self.width + rows_x).reshape(-1)
-        return self._cache["site_of_row"]
+            return (rows_y * self.width + rows_x).reshape(-1)
+
+        return self._table("site_of_row", build)
 
     @property
     def row_of_site(self) -> Tensor:
         """Row of each site, int32 [B, H, W]; -1 = inactive."""
-        if "row_of_site" not in self._cache:
+
+        def build() -> Tensor:
             shape = (self.batch_size, self.height, self.width)
-            table = torch.full(
-                (self.batch_size * self.height * self.width,), -1, dtype=torch.int32, device=self.device
-            )
+            table = torch.full(shape, -1, dtype=torch.int32, device=self.device).view(-1)
             rows = torch.arange(self.num_sites, dtype=torch.int32, device=self.device)
-            self._cache["row_of_site"] = table.index_copy(0, self.site_of_row, rows).view(shape)
-        return self._cache["row_of_site"]
+            return table.index_copy(0, self.site_of_row, rows).view(shape)
+
+        return self._table("row_of_site", build)
 
     @property
     def active(self) -> Tensor:
@@ -156,27 +164,26 @@ class ActiveSites:
     @property
     def image_of_row(self) -> Tensor:
         """Image of each row, int64 [N]."""
-        if "image_of_row" not in self._cache:
-            self._cache["image_of_row"] = self.site_of_row // (self.height * self.width)
-        return self._cache["image_of_row"]
+        return self._table("image_of_row", lambda: self.site_of_row // (self.height * self.width))
 
     @property
     def row_offsets(self) -> Tensor:
         """First row of each image, and N, int64 [B + 1]."""
-        if "row_offsets" not in self._cache:
+
+        def build() -> Tensor:
             edges = torch.arange(self.batch_size + 1, device=self.device)
             if self.rows_per_image is not None:
-                self._cache["row_offsets"] = edges * self.rows_per_image
-            else:
-                self._cache["row_offsets"] = torch.searchsorted(self.image_of_row, edges)
-        return self._cache["row_offsets"]
+                return edges * self.rows_per_image
+            return torch.searchsorted(self.image_of_row, edges)
+
+        return self._table("row_offsets", build)
 
     def halo_rows(self, radius: int) -> Tensor:
         """Rows that each tile and its halo read, int32 [P * (tile + 2 * radius)**2]; N = inactive or
         outside.
         """
-        key = ("halo", radius)
-        if key not in self._cache:
+
+        def build() -> Tensor:
             table = torch.where(self.active, self.row_of_site, self.num_sites)
             table = F.pad(table, (radius,) * 4, value=self.num_sites)
             padded_height, padded_width = table.shape[1:]
@@ -185,8 +192,9 @@ class ActiveSites:
             # `y` counts rows of the whole batch; the padded table has 2 * radius more in each image.
             y = y + y // self.height * (padded_height - self.height)
             sites = (y[:, None, None] + steps[:, None]) * padded_width + x[:, None, None] + steps
-            self._cache[key] = table.reshape(-1).index_select(0, sites.reshape(-1))
-        return self._cache[key]
+            return table.reshape(-1).index_select(0, sites.reshape(-1))
+
+        return self._table(("halo", radius), build)
 
     def is_view_of_children(self, factor: int) -> bool:
         """Whether the `factor**2` children of every coarser site are consecutive rows, none missing."""
@@ -195,14 +203,15 @@ class ActiveSites:
 
     def child_rows(self, factor: int) -> Tensor:
         """Rows of the children of each coarser site, row-major, int32 [N', factor**2]; N = inactive."""
-        key = ("children", factor)
-        if key not in self._cache:
+
+        def build() -> Tensor:
             coarser = self.downsample(factor)
             table = torch.where(self.active, self.row_of_site, self.num_sites)
             table = table.view(self.batch_size, coarser.height, factor, coarser.width, factor)
             table = table.permute(0, 1, 3, 2, 4).reshape(-1, factor * factor)
-            self._cache[key] = table.index_select(0, coarser.site_of_row)
-        return self._cache[key]
+            return table.index_select(0, coarser.site_of_row)
+
+        return self._table(("children", factor), build)
 
     def downsample(self, factor: int) -> "ActiveSites":
         """Sites `factor` times coarser, active where any child is; cached.
@@ -233,6 +242,17 @@ class ActiveSites:
                 )
                 self._coarser[factor] = ActiveSites.from_mask(cells.any(4).any(2))
         return self._coarser[factor]
+
+    def _table(self, key: str | tuple[str, int], build: Callable[[], Tensor]) -> Tensor:
+        """A table that is built once. One built under inference mode is not kept: no backward could save
+        it.
+        """
+        if key in self._cache:
+            return self._cache[key]
+        table = build()
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            self._cache[key] = table
+        return table
 
     def _tile_origins(self) -> tuple[Tensor, Tensor]:
         """Top-left site of each tile: row counted over the whole batch, and column; int64 [P]."""

@@ -16,6 +16,7 @@ from fcmae.masking import patch_grid, patchify, random_visible_ids, visible_from
 from fcmae.methods import FCMAE, create_method
 from fcmae.methods.losses import reconstruction_loss
 from fcmae.models.blocks import ConvNeXtV2Block, Downsample
+from sparse_ops import GlobalResponseNorm
 
 ARMS = ("sparse", "masked_dense", "leaky_dense", "direct", "mae")
 
@@ -64,12 +65,13 @@ class DirectMaskedDense(nn.Module):
             elif isinstance(module, ConvNeXtV2Block):
                 x = _direct_block(module, x, mask)
         coarse = visible[:, None].to(x.dtype)
-        x = decoder.proj(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = F.conv2d(x, decoder.proj.weight[:, :, None, None], decoder.proj.bias)
         x = x * coarse + decoder.mask_token[:, None, None] * (1 - coarse)
         for module in decoder.modules():
             if isinstance(module, ConvNeXtV2Block):
                 x = _direct_block(module, x, None)
-        pred = decoder.pred(x.permute(0, 2, 3, 1)).flatten(1, 2)
+        x = F.conv2d(x, decoder.pred.weight[:, :, None, None], decoder.pred.bias)
+        pred = x.permute(0, 2, 3, 1).flatten(1, 2)
         return reconstruction_loss(
             pred, patchify(images, method.patch_size), ~visible.flatten(1), norm_pix_loss=method.norm_pix_loss
         )
@@ -150,6 +152,9 @@ def build_step(spec: StepSpec) -> tuple[nn.Module, Callable[[], Tensor]]:
             execution="masked_dense" if spec.arm == "direct" else spec.arm,
             backend=spec.backend,
         ).to(device)
+        for module in method.modules():  # zero at the start, GRN would hide a difference between the arms
+            if isinstance(module, GlobalResponseNorm):
+                nn.init.normal_(module.weight, std=0.1)
         network = DirectMaskedDense(method) if spec.arm == "direct" else method
         patch_size = method.patch_size
     run = torch.compile(network, fullgraph=True) if spec.compile else network

@@ -29,6 +29,9 @@ from sparse_ops import Backend
 PATCH_SIZE = 32
 MAE_MASK_RATIO = 0.75
 PAUSE_SECONDS = 0.05
+EQUAL_ARMS = ("sparse", "masked_dense", "direct")
+PARITY = {"fp32": 1e-4, "bf16": 2e-2}
+"""Relative difference of the losses of equal arms, above which nothing is timed."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,6 +107,7 @@ def measure(specs: list[StepSpec], steps: int) -> list[dict[str, Any]]:
         for spec in specs:
             arms.append(Arm(spec))
             stack.callback(arms[-1].close)
+        _require_parity(arms)
         for _ in range(steps):
             for arm in arms:
                 arm.step()
@@ -119,6 +123,18 @@ def measure(specs: list[StepSpec], steps: int) -> list[dict[str, Any]]:
             }
             for arm in arms
         ]
+
+
+def _require_parity(arms: list[Arm]) -> None:
+    """Refuse to time arms that should compute the same loss and do not."""
+    same = [arm for arm in arms if arm.spec.arm in EQUAL_ARMS]
+    for arm in same[1:]:
+        first, other = same[0].facts["loss"], arm.facts["loss"]
+        if not abs(first - other) <= PARITY[arm.spec.precision] * abs(first):
+            raise RuntimeError(
+                f"bench step: expected the loss of {arm.spec.arm} to be that of {same[0].spec.arm}, "
+                f"{first:.6g}, got {other:.6g}; nothing was timed."
+            )
 
 
 def format_table(results: list[dict[str, Any]]) -> str:

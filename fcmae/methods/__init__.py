@@ -22,6 +22,7 @@ _BACKBONE_OPTIONS = (
     "dims",
     "stem_stride",
     "kernel_size",
+    "mlp_ratio",
 )
 
 

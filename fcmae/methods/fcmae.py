@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fcmae.config import Execution
+from fcmae.config import EXECUTIONS, Execution
 from fcmae.errors import InputError
 from fcmae.masking import (
     count_visible,
@@ -15,7 +15,7 @@ from fcmae.masking import (
 )
 from fcmae.methods.losses import reconstruction_loss
 from fcmae.methods.output import MethodOutput
-from fcmae.models import ConvNeXtDecoder, ConvNeXtV2Encoder
+from fcmae.models import ConvNeXtDecoder, ConvNeXtV2Encoder, require_name
 from fcmae.models.blocks import ConvNeXtV2Block
 from sparse_ops import ActiveSites, SparseImage, features_of
 
@@ -51,6 +51,7 @@ class FCMAE(nn.Module):
         execution: Execution = "sparse",
     ) -> None:
         super().__init__()
+        require_name("execution", "a way to run the encoder", execution, EXECUTIONS)
         if patch_size < 1 or patch_size % encoder.max_stride:
             raise InputError(
                 f"patch_size: expected a multiple of the encoder's largest stride {encoder.max_stride}, got "
@@ -90,6 +91,8 @@ class FCMAE(nn.Module):
                     f"visible: expected bool {[images.shape[0], *grid]} and no visible_ids, got "
                     f"{list(visible.shape)}{'' if visible_ids is None else ' and visible_ids'}."
                 )
+            if visible.all():
+                raise InputError("visible: expected some masked patches, got none; there would be no loss.")
             sites = ActiveSites.from_patches(visible, tile=tile)
         else:
             if visible_ids is None:

@@ -27,9 +27,9 @@ def reconstruction_loss(pred: Tensor, patches: Tensor, masked: Tensor, *, norm_p
         Scalar: the mean over D, then over the masked patches of the batch.
     Paper: He et al. 2021, MAE, section 3.
     """
-    target = patches
+    target = patches.to(torch.promote_types(patches.dtype, torch.float32))
     if norm_pix_loss:
-        mean, std = patch_statistics(patches)
-        target = (patches - mean) / std
+        mean, std = patch_statistics(target)
+        target = (target - mean) / std
     error = (pred.to(target.dtype) - target).square().mean(dim=-1)
     return (error * masked).sum() / masked.sum()

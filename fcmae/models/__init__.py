@@ -1,5 +1,7 @@
 """Encoders and decoders."""
 
+from typing import get_args
+
 from fcmae.models.convnextv2 import ConvNeXtV2Encoder
 from fcmae.models.decoders import ConvNeXtDecoder
 from fcmae.models.presets import PRESETS, find_preset, require_name
@@ -26,6 +28,7 @@ def create_backbone(
     dims: tuple[int, ...] | None = None,
     stem_stride: int | None = None,
     kernel_size: int = 7,
+    mlp_ratio: int = 4,
 ) -> ConvNeXtV2Encoder:
     """Build an encoder by its name; any field of the preset can be overridden.
 
@@ -38,18 +41,21 @@ def create_backbone(
         depths: Blocks of each stage; None: the preset's.
         dims: Width of each stage; None: the preset's.
         stem_stride: Pixels per site of the first stage; None: 4.
-        kernel_size: Side of the depthwise kernels.
+        kernel_size: Side of the depthwise kernels, odd.
+        mlp_ratio: Width of the hidden features of a block as a multiple of its own.
     Raises:
         InputError: unknown name (the nearest one is suggested), or stages that do not fit together.
     """
     preset = find_preset(name)
+    require_name("grn_scope", "sites of GRN's statistics", grn_scope, get_args(Scope))
     require_name("backend", "an engine of the sparse operations", backend, Backend)
     return ConvNeXtV2Encoder(
         depths or preset.depths,
         dims or preset.dims,
         in_chans=in_chans,
-        stem_stride=stem_stride or 4,
+        stem_stride=4 if stem_stride is None else stem_stride,
         kernel_size=kernel_size,
+        mlp_ratio=mlp_ratio,
         drop_path=drop_path,
         grn_scope=grn_scope,
         backend=backend,

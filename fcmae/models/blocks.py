@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fcmae.errors import InputError
 from sparse_ops import (
     DownsampleConv2d,
     GlobalResponseNorm,
@@ -33,6 +34,8 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        if not 0 <= rate < 1:
+            raise InputError(f"drop_path: expected a rate in [0, 1), got {rate:g}.")
         self.rate = rate
 
     def forward(self, x: Image) -> Tensor:
@@ -90,6 +93,7 @@ class ConvNeXtV2Block(nn.Module):
     Args:
         channels: Width, C.
         kernel_size: Side of the depthwise kernel (the paper: 7).
+        mlp_ratio: Width of the hidden features as a multiple of C (the paper: 4).
         drop_path: Probability of dropping the branch.
         grn_scope: Sites of GRN's statistics, "image" or "batch".
         backend: Engine of the sparse operations.
@@ -101,6 +105,7 @@ class ConvNeXtV2Block(nn.Module):
         channels: int,
         *,
         kernel_size: int = 7,
+        mlp_ratio: int = 4,
         drop_path: float = 0.0,
         grn_scope: Scope = "image",
         backend: str = "auto",
@@ -108,7 +113,7 @@ class ConvNeXtV2Block(nn.Module):
         super().__init__()
         self.conv_dw = SubmConv2d(channels, channels, kernel_size, groups=channels, backend=backend)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = GrnMlp(channels, grn_scope=grn_scope, backend=backend)
+        self.mlp = GrnMlp(channels, mlp_ratio=mlp_ratio, grn_scope=grn_scope, backend=backend)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Image) -> Image:

@@ -4,10 +4,11 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from fcmae.config import Execution
+from fcmae.config import EXECUTIONS, Execution
 from fcmae.errors import InputError
 from fcmae.masking import patch_grid, space_to_depth
 from fcmae.models.blocks import ConvNeXtV2Block, Downsample
+from fcmae.models.presets import require_name
 from sparse_ops import ActiveSites, Image, MaskedImage, Scope, SparseImage, features_of, linear, with_features
 
 
@@ -76,7 +77,8 @@ class ConvNeXtV2Encoder(nn.Module):
         dims: Width of each stage.
         in_chans: Channels of the images.
         stem_stride: Pixels per site of the first stage.
-        kernel_size: Side of the depthwise kernels.
+        kernel_size: Side of the depthwise kernels, odd.
+        mlp_ratio: Width of the hidden features of a block as a multiple of its own.
         drop_path: Stochastic depth of the last block, rising linearly from 0.
         grn_scope: Sites of GRN's statistics, "image" or "batch".
         backend: Engine of the sparse operations.
@@ -93,6 +95,7 @@ class ConvNeXtV2Encoder(nn.Module):
         in_chans: int = 3,
         stem_stride: int = 4,
         kernel_size: int = 7,
+        mlp_ratio: int = 4,
         drop_path: float = 0.0,
         grn_scope: Scope = "image",
         backend: str = "auto",
@@ -100,6 +103,11 @@ class ConvNeXtV2Encoder(nn.Module):
         super().__init__()
         if len(depths) != len(dims) or not depths:
             raise InputError(f"depths and dims: expected one entry a stage, got {depths} and {dims}.")
+        if kernel_size % 2 == 0 or kernel_size < 1 or stem_stride < 1:
+            raise InputError(
+                "kernel_size and stem_stride: expected an odd kernel and a stride of at least 1, got "
+                f"{kernel_size} and {stem_stride}."
+            )
         self.depths, self.dims, self.in_chans = tuple(depths), tuple(dims), in_chans
         self.strides = tuple(stem_stride * 2**stage for stage in range(len(depths)))
         self.stem = Stem(in_chans, dims[0], stem_stride)
@@ -111,6 +119,7 @@ class ConvNeXtV2Encoder(nn.Module):
                 ConvNeXtV2Block(
                     channels,
                     kernel_size=kernel_size,
+                    mlp_ratio=mlp_ratio,
                     drop_path=rates[sum(depths[:stage]) + block],
                     grn_scope=grn_scope,
                     backend=backend,
@@ -147,6 +156,9 @@ class ConvNeXtV2Encoder(nn.Module):
         Raises:
             InputError: sides, channels or the patch grid do not fit.
         """
+        require_name("execution", "a way to run the encoder", execution, EXECUTIONS)
+        if images.ndim != 4:
+            raise InputError(f"images: expected [B, {self.in_chans}, H, W], got {list(images.shape)}.")
         size = (images.shape[2], images.shape[3])
         patch_grid(size, self.max_stride)
         if images.shape[1] != self.in_chans:
@@ -155,6 +167,11 @@ class ConvNeXtV2Encoder(nn.Module):
                 f"Set in_chans={images.shape[1]}."
             )
         if visible is not None:
+            if sites is not None or visible.ndim != 3 or visible.shape[0] != images.shape[0]:
+                raise InputError(
+                    f"visible: expected bool [{images.shape[0]}, Gh, Gw] and no sites, got "
+                    f"{list(visible.shape)}{'' if sites is None else ' and sites'}."
+                )
             sites = ActiveSites.from_patches(visible, tile=self.tile_of(size, visible.shape[1:]))
         x = self.stem(images, sites, execution)
         features = []
@@ -169,8 +186,12 @@ class ConvNeXtV2Encoder(nn.Module):
         Raises:
             InputError: the grid does not cut the image into squares whose side `max_stride` divides.
         """
-        patch = image_size[0] // grid[0]
-        fits = tuple(grid) == (image_size[0] / patch, image_size[1] / patch) and patch % self.max_stride == 0
+        patch = image_size[0] // max(1, grid[0])
+        fits = (
+            patch > 0
+            and tuple(grid) == (image_size[0] / patch, image_size[1] / patch)
+            and patch % self.max_stride == 0
+        )
         if not fits:
             raise InputError(
                 f"visible: expected square patches, a multiple of {self.max_stride} pixels wide, got "

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.library import opcheck
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from sparse_ops import (
     BackendUnavailableError,
@@ -19,6 +20,7 @@ from sparse_ops import (
     functional,
     global_response_norm,
     grn_mlp,
+    linear,
     subm_conv2d,
 )
 from sparse_ops.backends import scatter
@@ -171,3 +173,55 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
     call = {"weight": torch.zeros(8, 1, 3, 3), "bias": torch.zeros(8), "groups": 8, **change}
     with pytest.raises(ValueError, match=message):
         subm_conv2d(SparseImage(features, sites), call.pop("weight"), **call)
+
+
+@pytest.mark.parametrize("tile", [4, 2])
+def test_saved_tensors_are_unpacked_once(tile: int) -> None:
+    sites, features, weight, bias = depthwise_inputs(tile)
+
+    def conv(f, w, b):
+        return subm_conv2d(SparseImage(f, sites), w, b, groups=8).features
+
+    expected = torch.autograd.grad(conv(features, weight, bias).sum(), (features, weight, bias))
+    out = checkpoint(conv, features, weight, bias, use_reentrant=False)
+    actual = torch.autograd.grad(out.sum(), (features, weight, bias))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def test_sites_used_in_inference_can_be_trained_on() -> None:
+    for tile in (4, 2):
+        sites, features, weight, bias = depthwise_inputs(tile)
+        with torch.inference_mode():
+            subm_conv2d(SparseImage(features, sites), weight, bias, groups=8)
+        subm_conv2d(SparseImage(features, sites), weight, bias, groups=8).features.sum().backward()
+        assert features.grad is not None and bool(features.grad.isfinite().all())
+
+
+def test_autocast_around_backward_changes_no_gradient() -> None:
+    sites, features, weight, bias = depthwise_inputs()
+    gradients = []
+    for enabled in (False, True):
+        out = subm_conv2d(SparseImage(features, sites), weight, bias, groups=8).features
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            gradients.append(torch.autograd.grad(out.sum(), (features, weight)))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    sites, features, weight, bias = depthwise_inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = subm_conv2d(SparseImage(features.double(), sites), weight.double(), bias.double(), groups=8)
+    assert out.features.dtype == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(7, 12), (2, 3, 5, 12), (0, 12)])
+def test_linear_is_torchs(shape: tuple[int, ...]) -> None:
+    x, weight, bias = (torch.randn(s, requires_grad=True) for s in (shape, (6, 12), (6,)))
+    expected, actual = F.linear(x, weight, bias), linear(x, weight, bias)
+    assert torch.allclose(actual, expected, atol=1e-5) and actual.shape == expected.shape
+    for a, b in zip(
+        torch.autograd.grad(actual.square().sum(), (x, weight, bias)),
+        torch.autograd.grad(expected.square().sum(), (x, weight, bias)),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-4)

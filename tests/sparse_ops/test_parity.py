@@ -125,6 +125,12 @@ def test_grn_mlp_in_several_chunks(monkeypatch) -> None:
     test_grn_mlp("scatter", torch.float32, "random", "image")
 
 
+def test_depthwise_weight_gradient_in_several_chunks(monkeypatch) -> None:
+    # Two tiles of 24 channels at a time, of twelve.
+    monkeypatch.setattr(importlib.import_module("sparse_ops.backends.scatter.conv"), "WGRAD_CHANNELS", 48)
+    conv_parity(make_sites("random"), 24, 7, 24, backend="scatter", dtype=torch.float32)
+
+
 @pytest.mark.parametrize("rows", ["transposed", "sliced"])
 def test_rows_that_are_not_contiguous(rows: str) -> None:
     sites = make_sites("random")

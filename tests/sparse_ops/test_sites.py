@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparse_ops import ActiveSites, SparseImage
+from sparse_ops import ActiveSites, MaskedImage, SparseImage
 from sparse_ops.sites import tile_order
 from sparse_ops.testing import SITE_CASES, make_sites
 
@@ -96,6 +96,9 @@ def test_dense_round_trip_and_fill() -> None:
     [
         (lambda: ActiveSites.from_visible_ids(torch.zeros(2, 3), grid=(2, 2), tile=4), "int64"),
         (lambda: ActiveSites.from_visible_ids(torch.zeros(2, 5).long(), grid=(2, 2), tile=4), "at most 4"),
+        (lambda: ActiveSites.from_visible_ids(torch.tensor([[0, 4]]), grid=(2, 2), tile=4), "different ids"),
+        (lambda: ActiveSites.from_visible_ids(torch.tensor([[1, 1]]), grid=(2, 2), tile=4), "different ids"),
+        (lambda: MaskedImage(torch.zeros(1, 12, 12, 2), make_sites("random")), "expected features"),
         (lambda: ActiveSites.from_patches(torch.ones(2, 2, 2), tile=4), "bool"),
         (lambda: make_sites("random").downsample(5), "divisor"),
         (lambda: SparseImage(torch.zeros(3, 2), make_sites("random")), r"expected features \[192, C\]"),

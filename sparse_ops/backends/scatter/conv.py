@@ -214,13 +214,18 @@ def _(grad, x, weight, site_of_row, grid, groups, need_x, need_weight) -> tuple[
     return _empty_gradients(x, weight, need_x, need_weight)
 
 
-def _gradients(ctx, grad: Tensor, backward: Callable, *index: Tensor | list[int]) -> tuple:
-    """Gradients of (x, weight, bias); `index` is what stands between them and groups."""
-    x, weight = ctx.saved_tensors[:2]
+def _gradients(
+    ctx, grad: Tensor, x: Tensor, weight: Tensor, index: tuple, backward: Callable[..., tuple[Tensor, Tensor]]
+) -> tuple:
+    """Gradients of (x, weight, bias); `index` is what the op takes between them and groups."""
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     grad_x = grad_weight = None
     if need_x or need_weight:
-        grad_x, grad_weight = backward(grad.contiguous(), x, weight, *index, ctx.groups, need_x, need_weight)
+        # The forward pass chose the dtype; autocast around backward() must not choose another.
+        with torch.autocast(x.device.type, enabled=False):
+            grad_x, grad_weight = backward(
+                grad.contiguous(), x, weight, *index, ctx.groups, need_x, need_weight
+            )
     grad_bias = grad.sum(0) if need_bias else None
     return grad_x if need_x else None, grad_weight if need_weight else None, grad_bias, None, None, None
 
@@ -231,7 +236,9 @@ def _setup_tile(ctx, inputs, output) -> None:
 
 
 def _backward_tile(ctx, grad: Tensor) -> tuple:
-    return _gradients(ctx, grad, _tile_conv_backward, *ctx.saved_tensors[2:])
+    # Unpacked once: activation checkpointing allows no second time.
+    x, weight, *index = ctx.saved_tensors
+    return _gradients(ctx, grad, x, weight, tuple(index), _tile_conv_backward)
 
 
 def _setup_grid(ctx, inputs, output) -> None:
@@ -240,7 +247,8 @@ def _setup_grid(ctx, inputs, output) -> None:
 
 
 def _backward_grid(ctx, grad: Tensor) -> tuple:
-    return _gradients(ctx, grad, _grid_conv_backward, ctx.saved_tensors[2], ctx.grid)
+    x, weight, site_of_row = ctx.saved_tensors
+    return _gradients(ctx, grad, x, weight, (site_of_row, ctx.grid), _grid_conv_backward)
 
 
 _tile_conv.register_autograd(_backward_tile, setup_context=_setup_tile)

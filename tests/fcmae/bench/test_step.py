@@ -1,10 +1,11 @@
 """The benchmark's own logic on a tiny size: processes, interleaving, table, JSON and bad input."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from fcmae.bench.step import format_table, main
+from fcmae.bench.step import _require_parity, format_table, main
 from fcmae.errors import InputError
 
 TINY = [
@@ -34,6 +35,16 @@ def test_arms_run_in_processes_and_agree(tmp_path, capsys) -> None:
     assert report["machine"]["cores"] >= 1
     printed = capsys.readouterr().out
     assert all(arm in printed for arm in arms) and "ratios to masked_dense" in printed
+
+
+def test_arms_of_other_losses_are_not_timed() -> None:
+    def arm(name: str, loss: float) -> SimpleNamespace:
+        return SimpleNamespace(spec=SimpleNamespace(arm=name, precision="fp32"), facts={"loss": loss})
+
+    _require_parity([arm("sparse", 1.0), arm("mae", 3.0), arm("masked_dense", 1.00001)])
+    for loss in (1.01, float("nan")):
+        with pytest.raises(RuntimeError, match="nothing was timed"):
+            _require_parity([arm("sparse", 1.0), arm("masked_dense", loss)])
 
 
 def test_ratios_are_taken_pair_by_pair() -> None:

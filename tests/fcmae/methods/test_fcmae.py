@@ -130,6 +130,24 @@ def test_the_step_compiles_without_a_graph_break() -> None:
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-5), name
 
 
+def test_one_graph_serves_every_batch_size() -> None:
+    method = small_method()
+    compiled = torch.compile(method, fullgraph=True, backend="aot_eager")
+    for batch_size in (2, 3, 5):
+        images = torch.randn(batch_size, 3, 96, 96)
+        ids = method.draw_visible_ids(images)
+        expected = method(images, visible_ids=ids).loss
+        assert torch.allclose(compiled(images, visible_ids=ids).loss, expected, rtol=1e-5)
+
+
+def test_the_loss_of_half_precision_images_is_in_float32() -> None:
+    pred, patches = torch.randn(2, 1, 4, 12)
+    masked = torch.ones(1, 4, dtype=torch.bool)
+    loss = reconstruction_loss(pred, patches.bfloat16(), masked, norm_pix_loss=True)
+    expected = reconstruction_loss(pred, patches.bfloat16().float(), masked, norm_pix_loss=True)
+    assert loss.dtype == torch.float32 and torch.equal(loss, expected)
+
+
 def test_original_initialisation_explodes_as_reported() -> None:
     torch.manual_seed(0)
     images = torch.randn(1, 3, 224, 224)
@@ -151,12 +169,20 @@ def test_original_initialisation_explodes_as_reported() -> None:
         ({"mask_ratio": 0.99}, "got 0 visible"),
         ({"patch_size": 48}, "multiple of the encoder's largest stride 32"),
         ({"init": "xavier"}, "Known: 002, original"),
+        ({"execution": "masked-dense"}, "Did you mean masked_dense"),
+        ({"grn_scope": "img"}, "Did you mean image|Known: image, batch"),
+        ({"drop_path": 1.0}, r"rate in \[0, 1\), got 1"),
         ({"backbone": nn.Linear(2, 2), "depths": None, "dims": None}, "a name beside depths, dims"),
     ],
 )
 def test_bad_input_is_named(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         fcmae.create_method("fcmae", **{"backbone": "convnextv2_atto", "image_size": 96, **SMALL, **options})
+
+
+def test_a_mask_that_hides_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="expected some masked patches"):
+        small_method()(torch.randn(1, 3, 96, 96), visible=torch.ones(1, 3, 3, dtype=torch.bool))
 
 
 def test_an_unknown_option_is_named() -> None:

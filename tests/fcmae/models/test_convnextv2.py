@@ -133,6 +133,12 @@ def test_small_images_and_any_channels(stem_stride: int, in_chans: int) -> None:
     assert encoder.strides == tuple(stem_stride * 2**i for i in range(4))
 
 
+def test_the_hidden_width_can_be_chosen() -> None:
+    encoder = small_encoder(mlp_ratio=2)
+    assert encoder.stages[0].blocks[0].mlp.fc1.weight.shape == (16, 8)
+    assert len(encoder(torch.randn(1, 3, 64, 64), visible=some_visible(1, (2, 2)))) == 4
+
+
 def test_drop_path_drops_whole_images() -> None:
     encoder = small_encoder(drop_path=0.5, depths=(1, 2), dims=(8, 16)).train()
     block = encoder.stages[1].blocks[1]
@@ -155,6 +161,11 @@ def test_drop_path_drops_whole_images() -> None:
             "multiple of 32",
         ),
         (lambda: fcmae.create_backbone("convnextv2_atto", depths=(1, 1)), "one entry a stage"),
+        (lambda: small_encoder(kernel_size=4), "an odd kernel"),
+        (lambda: small_encoder()(torch.randn(3, 96, 96)), r"expected \[B, 3, H, W\]"),
+        (lambda: small_encoder()(torch.randn(2, 3, 96, 96), torch.ones(3, 3) > 0), r"bool \[2, Gh, Gw\]"),
+        (lambda: small_encoder()(torch.randn(2, 3, 96, 96), torch.ones(1, 3, 3) > 0), r"bool \[2, Gh, Gw\]"),
+        (lambda: small_encoder()(torch.randn(1, 3, 96, 96), execution="Sparse"), "Did you mean sparse"),
     ],
 )
 def test_bad_input_is_named(call, message: str) -> None:

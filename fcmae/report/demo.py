@@ -129,8 +129,8 @@ def _accuracy(result: DemoResult) -> Html:
         ),
         page.paragraph(
             "Read it with care: pretraining's own time is outside the budget; the recipe, its length "
-            "included, was settled with these scans in sight; and a longer fine-tuning narrows the gap "
-            "(the head of configs/fcmae/convnextv2_atto_demo_finetune.yaml has the figures)."
+            "included, was settled with these scans in sight; for one twice as long see "
+            "the head of configs/fcmae/convnextv2_atto_demo_finetune.yaml."
         ),
         page.columns(
             page.figure(

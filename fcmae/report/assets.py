@@ -27,7 +27,7 @@ h1 { font-size: clamp(1.5rem, 5vw, 2.1rem); line-height: 1.2; letter-spacing: -.
 header p { color: var(--muted); margin: 0; }
 section { margin-top: 2.75rem; }
 h2 { font-size: 1.2rem; margin: 0 0 .75rem; padding-top: 1.25rem; border-top: 1px solid var(--line); }
-p { max-width: 46rem; margin: .6rem 0; }
+p { max-width: 46rem; margin: .6rem 0; overflow-wrap: anywhere; }
 .notice {
   max-width: none; padding: .85rem 1.1rem; border-radius: .4rem; border-left: .3rem solid var(--muted);
   background: var(--plain-soft); font-size: 1.05rem;
@@ -99,6 +99,8 @@ pre {
   .tiles strong { font-size: 1.3rem; }
   .gallery { grid-template-columns: 1fr; }
   .labels { display: none; }
+  table { font-size: .86rem; min-width: 0; }
+  th, td, th:has(+ th), td:has(+ td) { padding-right: .7rem; }
 }
 @media print {
   :root {

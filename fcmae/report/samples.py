@@ -11,7 +11,7 @@ from fcmae.config import DataConfig, PretrainConfig
 from fcmae.config_io import from_dict
 from fcmae.data import ImageDataset, UnreadableImageError, denormalise, eval_transform
 from fcmae.errors import InputError
-from fcmae.masking import patch_grid, random_visible_ids, visible_from_ids
+from fcmae.masking import visible_from_ids
 from fcmae.methods import FCMAE, from_config
 from fcmae.report.reconstruction import displayable, hide_masked, reconstruct
 
@@ -77,10 +77,8 @@ def read_images(
 
 def draw_visible(method: FCMAE, images: Tensor, *, seed: int) -> Tensor:
     """A mask for each image as in pretraining: visible patches, bool [B, Gh, Gw]."""
-    grid = patch_grid((images.shape[2], images.shape[3]), method.patch_size)
-    generator = torch.Generator().manual_seed(seed)
-    ids = random_visible_ids(len(images), grid, mask_ratio=method.mask_ratio, generator=generator)
-    return visible_from_ids(ids, grid)
+    ids = method.draw_visible_ids(images, torch.Generator().manual_seed(seed))
+    return visible_from_ids(ids, method.grid_of(images))
 
 
 def picture_rows(

@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 BACKENDS = ("scatter",)
 
 
-def conv_parity(sites, channels: int, kernel: int, groups: int, **options) -> None:
+def assert_conv_parity(sites, channels: int, kernel: int, groups: int, **options) -> None:
     def build(backend: str):
         return lambda f, w, b: (
             subm_conv2d(SparseImage(f, sites), w, b, groups=groups, backend=backend).features
@@ -29,7 +29,7 @@ def conv_parity(sites, channels: int, kernel: int, groups: int, **options) -> No
 @pytest.mark.parametrize("case", SITE_CASES)
 @pytest.mark.parametrize("tile", [4, 2])
 def test_depthwise(backend: str, dtype: torch.dtype, case: str, tile: int) -> None:
-    conv_parity(make_sites(case, tile=tile), 24, 7, 24, backend=backend, dtype=dtype)
+    assert_conv_parity(make_sites(case, tile=tile), 24, 7, 24, backend=backend, dtype=dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -37,7 +37,7 @@ def test_depthwise(backend: str, dtype: torch.dtype, case: str, tile: int) -> No
 @pytest.mark.parametrize("case", ["random", "ragged", "irregular", "no_rows"])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 def test_regular(backend: str, dtype: torch.dtype, case: str, kernel: int) -> None:
-    conv_parity(make_sites(case), 5, kernel, 1, backend=backend, dtype=dtype)
+    assert_conv_parity(make_sites(case), 5, kernel, 1, backend=backend, dtype=dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -50,7 +50,7 @@ def test_depthwise_is_exact_on_integers(backend: str, dtype: torch.dtype, tile: 
     if dtype is torch.bfloat16 and tile > 4:
         pytest.skip("sums over 64 sites leave the integers that bfloat16 holds")
     sites = make_sites(case, tile=tile)
-    conv_parity(sites, 16, kernel, 16, backend=backend, dtype=dtype, integers=True)
+    assert_conv_parity(sites, 16, kernel, 16, backend=backend, dtype=dtype, integers=True)
 
 
 @settings(max_examples=25, deadline=None)
@@ -62,7 +62,7 @@ def test_depthwise_is_exact_on_integers(backend: str, dtype: torch.dtype, tile: 
 )
 def test_any_mask_tile_width_and_kernel(mask: list[bool], tile: int, channels: int, kernel: int) -> None:
     sites = ActiveSites.from_patches(torch.tensor(mask).view(2, 2, 3), tile=tile)
-    conv_parity(sites, channels, kernel, channels, backend="scatter", dtype=torch.float32)
+    assert_conv_parity(sites, channels, kernel, channels, backend="scatter", dtype=torch.float32)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -128,7 +128,7 @@ def test_grn_mlp_in_several_chunks(monkeypatch) -> None:
 def test_depthwise_weight_gradient_in_several_chunks(monkeypatch) -> None:
     # Two tiles of 24 channels at a time, of twelve.
     monkeypatch.setattr(importlib.import_module("sparse_ops.backends.scatter.conv"), "WGRAD_CHANNELS", 48)
-    conv_parity(make_sites("random"), 24, 7, 24, backend="scatter", dtype=torch.float32)
+    assert_conv_parity(make_sites("random"), 24, 7, 24, backend="scatter", dtype=torch.float32)
 
 
 @pytest.mark.parametrize("rows", ["transposed", "sliced"])

@@ -6,7 +6,7 @@ tiles, irregular sites): the rows are scattered to the dense grid, which is smal
 gather or copy rows, never scatter-add.
 
 The depthwise weight gradient is a depthwise convolution too: with the output gradient as the kernel. oneDNN
-runs that 2.5 to 10 times faster than its own weight-gradient kernel in channels-last (torch 2.15, 56 x 56 x
+runs that 3 to 11 times faster than its own weight-gradient kernel in channels-last (torch 2.15, 56 x 56 x
 96 to 7 x 7 x 768).
 """
 

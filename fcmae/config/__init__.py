@@ -1,0 +1,27 @@
+"""What a run is made of: the only place where defaults live.
+
+A YAML file holds the differences from these defaults, one file a run; `--section.field=value` overrides both.
+Lengths of training are counted in optimiser steps, learning rates as `base_lr` per 256 images:
+`lr = base_lr * batch_size * accumulate * devices / 256`.
+"""
+
+from fcmae.config.checks import check_range, require
+from fcmae.config.data import DataConfig
+from fcmae.config.model import EXECUTIONS, ClassifierConfig, Execution, ModelConfig
+from fcmae.config.runs import FinetuneConfig, PretrainConfig, RunConfig
+from fcmae.config.train import FinetuneTrainConfig, TrainConfig
+
+__all__ = [
+    "EXECUTIONS",
+    "ClassifierConfig",
+    "DataConfig",
+    "Execution",
+    "FinetuneConfig",
+    "FinetuneTrainConfig",
+    "ModelConfig",
+    "PretrainConfig",
+    "RunConfig",
+    "TrainConfig",
+    "check_range",
+    "require",
+]

@@ -1,0 +1,81 @@
+"""Images: where they are, and how they become tensors."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fcmae.config.checks import check_range, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images: where they are and how they become tensors."""
+
+    source: Literal["folder", "digits"] = "folder"
+    """`folder`: image files below `root`, nested or flat. `digits`: scikit-learn's scanned digits."""
+    root: str | None = None
+    """Folder of training images; for fine-tuning, one subfolder a class."""
+    val_root: str | None = None
+    """Folder of validation images (fine-tuning). None: `val_fraction` of the training images is held out."""
+    val_fraction: float = 0.1
+    """Share of the images held out when there is no `val_root`."""
+    labels_per_class: int | None = None
+    """Fine-tune on this many labelled images of each class; None: all."""
+    image_size: int | tuple[int, int] = 224
+    """Side of the square crop, or (height, width), in pixels."""
+    in_chans: int = 3
+    """Channels of the network's input; images of other channels are converted where that has one meaning."""
+    mean: tuple[float, ...] | None = None
+    """Mean per channel of pixels in [0, 1]. None: ImageNet's for 3 channels, 0.5 otherwise."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation per channel of pixels in [0, 1]. None: ImageNet's for 3 channels, 0.25 otherwise."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Area of the random resized crop as a share of the image (the paper: 0.2 to 1)."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio of the random resized crop, relative to that of `image_size`."""
+    flip: bool = True
+    """Mirror half of the images."""
+    workers: int = 2
+    """Loader processes; 0 decodes in the training process."""
+    max_bad_images: int = 100
+    """Unreadable images that are skipped, counted and named before the run stops."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.source != "folder" or self.root is not None,
+            "data.root: expected a folder of images, got none. Add --data.root DIR.",
+        )
+        require(
+            self.source == "folder" or (self.root is None and self.val_root is None),
+            f"data.root: expected none with data.source={self.source}, got {self.root or self.val_root}. "
+            "Add --data.source=folder.",
+        )
+        height, width = self.size
+        require(height > 0 and width > 0, f"data.image_size: expected positive sides, got {self.image_size}.")
+        require(self.in_chans > 0, f"data.in_chans: expected at least 1, got {self.in_chans}.")
+        check_range("data.val_fraction", self.val_fraction, 0.0, 0.9)
+        require(
+            self.labels_per_class is None or self.labels_per_class >= 1,
+            f"data.labels_per_class: expected at least 1, got {self.labels_per_class}.",
+        )
+        low, high = self.crop_scale
+        require(
+            0 < low <= high <= 1, f"data.crop_scale: expected 0 < low <= high <= 1, got {self.crop_scale}."
+        )
+        low, high = self.crop_ratio
+        require(0 < low <= high, f"data.crop_ratio: expected 0 < low <= high, got {self.crop_ratio}.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            require(
+                values is None or len(values) == self.in_chans,
+                f"data.{name}: expected {self.in_chans} values (data.in_chans), got {values}.",
+            )
+        require(self.std is None or min(self.std) > 0, f"data.std: expected positive values, got {self.std}.")
+        require(
+            self.max_bad_images >= 0, f"data.max_bad_images: expected 0 or more, got {self.max_bad_images}."
+        )
+        require(self.workers >= 0, f"data.workers: expected 0 or more, got {self.workers}.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the network's input, in pixels."""
+        side = self.image_size
+        return (side, side) if isinstance(side, int) else side

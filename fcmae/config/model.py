@@ -1,0 +1,66 @@
+"""What is pretrained, and what is fine-tuned."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fcmae.config.checks import check_range, require
+
+Execution = Literal["sparse", "masked_dense", "leaky_dense"]
+EXECUTIONS: tuple[str, ...] = get_args(Execution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What is pretrained: method, encoder, mask and decoder."""
+
+    method: Literal["fcmae"] = "fcmae"
+    backbone: str = "convnextv2_tiny"
+    patch_size: int = 32
+    """Side of a masking cell in pixels, a multiple of the encoder's largest stride (the paper: 32)."""
+    mask_ratio: float = 0.6
+    """Share of the cells that is hidden; `int(cells * (1 - mask_ratio))` stay visible (the paper: 0.6)."""
+    decoder_dim: int = 512
+    """Width of the decoder (the paper: 512)."""
+    decoder_depth: int = 1
+    """ConvNeXt V2 blocks in the decoder (the paper: 1)."""
+    norm_pix_loss: bool = True
+    """Normalise each target patch by its own mean and variance (the paper: on)."""
+    execution: Execution = "sparse"
+    """`sparse`: visible sites only. `masked_dense`: the same, all sites. `leaky_dense`: input masked."""
+    backend: str = "auto"
+    """Engine of the sparse operations."""
+    grn_scope: Literal["image", "batch"] = "image"
+    """Sites over which GRN takes its statistics; `batch` is what the original sparse code does."""
+    init: Literal["002", "original"] = "002"
+    """`002`: weights of std 0.02. `original`: the original code's accidental std 1.0 in the encoder."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block, rising linearly (the paper: 0 in pretraining)."""
+    depths: tuple[int, ...] | None = None
+    """Blocks of each stage; None: the preset's."""
+    dims: tuple[int, ...] | None = None
+    """Width of each stage; None: the preset's."""
+    stem_stride: int | None = None
+    """Pixels per site of the first stage; None: the preset's 4. 1 or 2 suit small images."""
+
+    def __post_init__(self) -> None:
+        require(
+            0.0 < self.mask_ratio < 1.0,
+            f"model.mask_ratio: expected a value in (0, 1), got {self.mask_ratio:g}. The paper uses 0.6.",
+        )
+        check_range("model.drop_path", self.drop_path, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """What is fine-tuned: a dense timm classifier, from pretrained weights or from random ones."""
+
+    backbone: str = "convnextv2_tiny"
+    weights: str | None = None
+    """A pretraining checkpoint, its run folder, or converted weights; None: random weights."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block, rising linearly."""
+    head_init_scale: float = 0.001
+    """Factor on the head's initial weights (the paper: 0.001; 1.0 suits training from scratch)."""
+
+    def __post_init__(self) -> None:
+        check_range("model.drop_path", self.drop_path, 0.0, 1.0)

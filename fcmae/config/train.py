@@ -1,0 +1,91 @@
+"""The optimiser and the length of a run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fcmae.config.checks import check_range, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimiser and the length of pretraining; defaults are the paper's (table 8), 800 epochs."""
+
+    steps: int = 250_000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 64
+    """Images per device and forward pass."""
+    accumulate: int = 1
+    """Forward passes per optimiser step."""
+    base_lr: float = 1.5e-4
+    """Learning rate per 256 images (the paper: 1.5e-4)."""
+    min_lr: float = 0.0
+    """Learning rate at the last step."""
+    warmup_steps: int = 12_500
+    """Steps of linear warm-up (the paper: 40 epochs of 800); a shorter run stays in its warm-up."""
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_grad: float | None = None
+    """Largest norm of the gradient; None: not clipped."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: autocast; weights and optimiser state stay in float32."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+    seed: int = 0
+    """Every random draw of a run is a function of (seed, step)."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept."""
+    log_every: int = 10
+    """Steps between lines of log.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "log_every",
+        ):
+            value = getattr(self, name)
+            require(value >= 1, f"train.{name}: expected at least 1, got {value}.")
+        require(self.warmup_steps >= 0, f"train.warmup_steps: expected 0 or more, got {self.warmup_steps}.")
+        require(self.base_lr > 0, f"train.base_lr: expected a positive rate, got {self.base_lr:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneTrainConfig(TrainConfig):
+    """The optimiser and the regularisation of fine-tuning; defaults are ConvNeXt V2-Tiny's on ImageNet-1K."""
+
+    steps: int = 375_000
+    base_lr: float = 8e-4
+    min_lr: float = 1e-6
+    warmup_steps: int = 50_000
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = 0.9
+    """Factor on the learning rate per layer below the head; 1 turns it off."""
+    layer_decay_type: Literal["single", "group"] = "single"
+    """`single`: a layer per block (Atto to Tiny). `group`: twelve groups (Base to Huge)."""
+    label_smoothing: float = 0.1
+    mixup: float = 0.0
+    """Alpha of mixup; 0 turns it off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 turns it off."""
+    rand_augment: str | None = None
+    """timm's description of RandAugment, such as `rand-m9-mstd0.5-inc1`; None turns it off."""
+    random_erasing: float = 0.0
+    """Probability of erasing a rectangle."""
+    ema_decay: float | None = None
+    """Decay of the weights' moving average, evaluated too (the paper: 0.9999); None turns it off."""
+    evaluate_every: int = 1000
+    """Steps between evaluations; the last step is always evaluated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("train.layer_decay", self.layer_decay, 0.0, 1.0, open_low=True)
+        check_range("train.label_smoothing", self.label_smoothing, 0.0, 1.0)
+        check_range("train.random_erasing", self.random_erasing, 0.0, 1.0)
+        require(
+            self.evaluate_every >= 1, f"train.evaluate_every: expected at least 1, got {self.evaluate_every}."
+        )

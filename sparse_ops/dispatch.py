@@ -23,6 +23,8 @@ class Backend(StrEnum):
     """Masked dense PyTorch: the definition of every op, differentiable any number of times."""
     SCATTER = "scatter"
     """Tiles and grids through PyTorch's dense kernels; the CPU default, correct on every device."""
+    TRITON = "triton"
+    """Kernels over the rows; the GPU default."""
 
 
 class BackendUnavailableError(RuntimeError):
@@ -38,12 +40,14 @@ class Call:
         features: The rows, [N, C].
         weight: The kernel, for a convolution.
         groups: 1 or the number of channels, for a convolution.
+        backend: What the caller asked for, "auto" or a `Backend`'s name.
     """
 
     op: str
     features: Tensor
     weight: Tensor | None = None
     groups: int = 1
+    backend: str = Backend.AUTO
 
     def describe(self) -> str:
         """Shapes and dtypes in one line."""
@@ -53,13 +57,14 @@ class Call:
         return text + ")"
 
 
-def select(backend: str, call: Call, engines: Mapping[Backend, ModuleType]) -> ModuleType:
+def select(call: Call, engines: Mapping[Backend, ModuleType]) -> ModuleType:
     """The engine that runs `call`; "auto" takes the first of `engines` that can.
 
     Raises:
-        ValueError: `backend` is not a backend's name.
+        ValueError: `call.backend` is not a backend's name.
         BackendUnavailableError: no backend, or the named one, can run this call.
     """
+    backend = call.backend
     if backend != Backend.AUTO and backend not in engines:
         names = ", ".join([Backend.AUTO, *engines])
         raise ValueError(f"{call.op}: expected backend one of {names}, got {backend!r}.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_ops.backends import reference, scatter
+from sparse_ops.backends import reference, scatter, triton_gpu
 from sparse_ops.checks import require, require_float, require_like
 from sparse_ops.dispatch import Backend, Call, select
 from sparse_ops.image import Image, MaskedImage, SparseImage, features_of, with_features
@@ -21,7 +21,7 @@ Scope = Literal["image", "batch"]
 MLP_PARAMETERS = ("fc1's weight", "fc1's bias", "gamma", "beta", "fc2's weight", "fc2's bias")
 
 # In the order that "auto" tries them.
-_ENGINES = {Backend.SCATTER: scatter, Backend.REFERENCE: reference}
+_ENGINES = {Backend.TRITON: triton_gpu, Backend.SCATTER: scatter, Backend.REFERENCE: reference}
 
 
 def engine(backend: str) -> ModuleType:
@@ -112,7 +112,7 @@ def subm_conv2d(
         weight.shape[0],
     )
     if isinstance(x, SparseImage):
-        module = select(backend, Call(op, features, weight, groups), _ENGINES)
+        module = select(Call(op, features, weight, groups, backend), _ENGINES)
         return x.with_features(module.subm_conv2d(features, weight, bias, x.sites, groups))
     if isinstance(x, MaskedImage):
         features = features * x.mask.to(features.dtype)
@@ -145,7 +145,7 @@ def downsample_conv2d(
     factor = weight.shape[-1]
     if isinstance(x, SparseImage):
         coarser = x.sites.downsample(factor)
-        module = select(backend, Call(op, features, weight), _ENGINES)
+        module = select(Call(op, features, weight, backend=backend), _ENGINES)
         return SparseImage(module.downsample_conv2d(features, weight, bias, x.sites), coarser)
     height, width = features.shape[1:3]
     divides = height % factor == 0 and width % factor == 0
@@ -188,7 +188,7 @@ def global_response_norm(
     require_float(op, "features", features)
     _check_grn(op, features.shape[-1], gamma, beta, scope)
     if isinstance(x, SparseImage):
-        module = select(backend, Call(op, features), _ENGINES)
+        module = select(Call(op, features, backend=backend), _ENGINES)
         return x.with_features(module.global_response_norm(features, gamma, beta, x.sites, eps, scope))
     counted = features * x.mask if isinstance(x, MaskedImage) else features
     dims = (1, 2) if scope == "image" else (0, 1, 2)
@@ -243,7 +243,7 @@ def grn_mlp(
         features, *parameters = _autocast(features, *fc1, *grn, *fc2)
         for name, parameter in zip(MLP_PARAMETERS, parameters, strict=True):
             require_like(op, name, parameter, "features", features)
-        module = select(backend, Call(op, features), _ENGINES)
+        module = select(Call(op, features, backend=backend), _ENGINES)
         pairs = zip(parameters[::2], parameters[1::2], strict=True)
         return x.with_features(module.grn_mlp(features, *pairs, x.sites, eps, scope))
     hidden = with_features(x, F.gelu(linear(features, *fc1)))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_ops.backends.scatter.rows import global_response_norm
 from sparse_ops.linear import linear, linear_dgrad, linear_wgrad
+from sparse_ops.rows import global_response_norm
 from sparse_ops.sites import ActiveSites
 
 CHUNK_BYTES = 8 * 2**20

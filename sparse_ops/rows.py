@@ -1,4 +1,4 @@
-"""Operations that need no neighbours: views, reductions and a GEMM over the rows."""
+"""What backends that keep rows share, since it needs no neighbours: views, reductions and a GEMM."""
 
 import torch
 from torch import Tensor

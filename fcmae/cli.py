@@ -101,7 +101,7 @@ def _train(name: str, cls: type[Any], argv: list[str], run: Callable[[Any], None
     from fcmae.config_io import config_help, load_config
 
     if "-h" in argv or "--help" in argv:
-        print(config_help(cls, prog=f"fcmae {name}", description=COMMANDS[name].summary))
+        print(config_help(cls, argv, prog=f"fcmae {name}", description=COMMANDS[name].summary))
         return
     config = load_config(cls, argv)
     try:

@@ -11,9 +11,9 @@ from PIL import Image
 from fcmae.config import (
     ClassifierConfig,
     DataConfig,
+    FCMAEConfig,
     FinetuneConfig,
     FinetuneTrainConfig,
-    ModelConfig,
     PretrainConfig,
     TrainConfig,
 )
@@ -53,7 +53,7 @@ def test_arms_differ_in_their_weights_only(tmp_path: Path) -> None:
 def test_the_demo_starts_anew_and_writes_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pretraining = PretrainConfig(
         data=DATA,
-        model=ModelConfig(backbone="convnextv2_atto", decoder_dim=8),
+        model=FCMAEConfig(backbone="convnextv2_atto", decoder_dim=8),
         train=TrainConfig(steps=2, batch_size=4, log_every=1, warmup_steps=0),
     )
     finetuning = FinetuneConfig(

@@ -7,15 +7,24 @@ Lengths of training are counted in optimiser steps, learning rates as `base_lr` 
 
 from fcmae.config.checks import check_range, require
 from fcmae.config.data import DataConfig
-from fcmae.config.model import EXECUTIONS, ClassifierConfig, Execution, ModelConfig
+from fcmae.config.model import (
+    EXECUTIONS,
+    METHOD_CONFIGS,
+    ClassifierConfig,
+    Execution,
+    FCMAEConfig,
+    ModelConfig,
+)
 from fcmae.config.runs import FinetuneConfig, PretrainConfig, RunConfig
 from fcmae.config.train import FinetuneTrainConfig, TrainConfig
 
 __all__ = [
     "EXECUTIONS",
+    "METHOD_CONFIGS",
     "ClassifierConfig",
     "DataConfig",
     "Execution",
+    "FCMAEConfig",
     "FinetuneConfig",
     "FinetuneTrainConfig",
     "ModelConfig",

@@ -1,5 +1,6 @@
-"""What is pretrained, and what is fine-tuned."""
+"""What is pretrained, by which method, and what is fine-tuned."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,7 +12,34 @@ EXECUTIONS: tuple[str, ...] = get_args(Execution)
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What is pretrained: method, encoder, mask and decoder."""
+    """What every method has: an encoder and a mask. The method's own class adds the rest."""
+
+    method: str
+    """`fcmae` and its neighbours in METHOD_CONFIGS: decides which other fields there are."""
+    backbone: str
+    mask_ratio: float
+    """Share of the patches that is hidden; `int(patches * (1 - mask_ratio))` stay visible."""
+    backend: str = "auto"
+    """Engine of the sparse operations."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block, rising linearly (the papers: 0 in pretraining)."""
+    depths: tuple[int, ...] | None = None
+    """Blocks of each stage; None: the preset's."""
+    dims: tuple[int, ...] | None = None
+    """Width of each stage; None: the preset's."""
+
+    def __post_init__(self) -> None:
+        require(
+            0.0 < self.mask_ratio < 1.0,
+            f"model.mask_ratio: expected a value in (0, 1), got {self.mask_ratio:g}. "
+            f"The paper uses {type(self).mask_ratio:g}.",
+        )
+        check_range("model.drop_path", self.drop_path, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCMAEConfig(ModelConfig):
+    """FCMAE: a ConvNeXt V2 sees some patches, a small decoder paints the others."""
 
     method: Literal["fcmae"] = "fcmae"
     backbone: str = "convnextv2_tiny"
@@ -27,27 +55,16 @@ class ModelConfig:
     """Normalise each target patch by its own mean and variance (the paper: on)."""
     execution: Execution = "sparse"
     """`sparse`: visible sites only. `masked_dense`: the same, all sites. `leaky_dense`: input masked."""
-    backend: str = "auto"
-    """Engine of the sparse operations."""
     grn_scope: Literal["image", "batch"] = "image"
     """Sites over which GRN takes its statistics; `batch` is what the original sparse code does."""
     init: Literal["002", "original"] = "002"
     """`002`: weights of std 0.02. `original`: the original code's accidental std 1.0 in the encoder."""
-    drop_path: float = 0.0
-    """Stochastic depth of the last block, rising linearly (the paper: 0 in pretraining)."""
-    depths: tuple[int, ...] | None = None
-    """Blocks of each stage; None: the preset's."""
-    dims: tuple[int, ...] | None = None
-    """Width of each stage; None: the preset's."""
     stem_stride: int | None = None
     """Pixels per site of the first stage; None: the preset's 4. 1 or 2 suit small images."""
 
-    def __post_init__(self) -> None:
-        require(
-            0.0 < self.mask_ratio < 1.0,
-            f"model.mask_ratio: expected a value in (0, 1), got {self.mask_ratio:g}. The paper uses 0.6.",
-        )
-        check_range("model.drop_path", self.drop_path, 0.0, 1.0)
+
+METHOD_CONFIGS: dict[str, Callable[[], ModelConfig]] = {"fcmae": FCMAEConfig}
+"""The defaults of the `model` section of each method."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from fcmae.config.data import DataConfig
-from fcmae.config.model import ClassifierConfig, ModelConfig
+from fcmae.config.model import ClassifierConfig, FCMAEConfig, ModelConfig
 from fcmae.config.train import FinetuneTrainConfig, TrainConfig
 
 
@@ -24,7 +24,7 @@ class PretrainConfig:
     """One pretraining run."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(source="digits"))
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=FCMAEConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = "auto"

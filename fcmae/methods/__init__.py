@@ -1,90 +1,67 @@
 """Pretraining methods: mask, encode, decode or compare, loss."""
 
 import inspect
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
 
 from fcmae.config import DataConfig, ModelConfig
 from fcmae.errors import InputError
-from fcmae.methods.fcmae import FCMAE, init_as_original
-from fcmae.methods.output import MethodOutput
-from fcmae.models import ConvNeXtV2Encoder, create_backbone, require_name
+from fcmae.methods.fcmae import FCMAE
+from fcmae.methods.masked_autoencoder import MaskedAutoencoder
+from fcmae.methods.method import Method
+from fcmae.methods.output import MethodOutput, Reconstruction
+from fcmae.models import BACKBONE_OPTIONS, create_backbone, require_name
 
-__all__ = ["FCMAE", "MethodOutput", "create_method", "from_config"]
+__all__ = [
+    "FCMAE",
+    "METHODS",
+    "MaskedAutoencoder",
+    "Method",
+    "MethodOutput",
+    "Reconstruction",
+    "create_method",
+    "from_config",
+]
 
-_BACKBONE_OPTIONS = (
-    "in_chans",
-    "backend",
-    "grn_scope",
-    "drop_path",
-    "depths",
-    "dims",
-    "stem_stride",
-    "kernel_size",
-    "mlp_ratio",
-)
+METHODS: dict[str, type[Method]] = {"fcmae": FCMAE}
+"""Each takes an encoder of its `encoder_type`, `image_size`, and options of its own."""
 
 
 def create_method(
-    name: str,
-    *,
-    backbone: str | nn.Module,
-    image_size: int | tuple[int, int],
-    init: str = "002",
-    **options: Any,
-) -> FCMAE:
+    name: str, *, backbone: str | nn.Module, image_size: int | tuple[int, int], **options: Any
+) -> Method:
     """Build a pretraining method.
 
     Args:
         name: "fcmae".
         backbone: An encoder's name, or an encoder.
         image_size: Side of a square image, or (H, W), in pixels.
-        init: "002", normal weights of standard deviation 0.02; or "original", the authors' accidental 1.0.
-        **options: The method's (`patch_size`, `mask_ratio`, `decoder_dim`, `decoder_depth`, `norm_pix_loss`,
-            `execution`; see `FCMAE`) and, for a backbone given by name, those of `create_backbone`.
+        **options: The method's (`mask_ratio`, `norm_pix_loss`, ...; see its class) and, for a backbone given
+            by name, those of `create_backbone`.
     Raises:
         InputError: unknown method, backbone or option, or a combination that does not fit.
     """
-    require_name("method", "the name of a method", name, ["fcmae"])
-    require_name("init", "an initialisation", init, ["002", "original"])
-    backbone_options = {key: options.pop(key) for key in _BACKBONE_OPTIONS if key in options}
+    require_name("method", "the name of a method", name, METHODS)
+    method = METHODS[name]
+    known = [option for option in inspect.signature(method).parameters if option != "encoder"]
+    for option in options:
+        require_name("create_method", f"an option of {name}", option, [*known, *BACKBONE_OPTIONS])
+    backbone_options = {key: options.pop(key) for key in BACKBONE_OPTIONS if key in options}
     if isinstance(backbone, str):
         backbone = create_backbone(backbone, **backbone_options)
     elif backbone_options:
         raise InputError(f"backbone: expected a name beside {', '.join(backbone_options)}, got a module.")
-    if not isinstance(backbone, ConvNeXtV2Encoder):
+    if not isinstance(backbone, method.encoder_type):
         raise InputError(
-            f"backbone: expected a ConvNeXt V2 encoder for fcmae, got {type(backbone).__name__}."
+            f"backbone: expected a {method.encoder_type.__name__} for {name}, got {type(backbone).__name__}."
         )
-    known = list(inspect.signature(FCMAE).parameters)[1:]
-    for option in options:
-        require_name("create_method", f"an option of {name}", option, [*known, *_BACKBONE_OPTIONS])
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    method = FCMAE(backbone, image_size=size, **options)
-    if init == "original":
-        init_as_original(method)
-    return method
+    return method(backbone, image_size=size, **options)  # pyright: ignore[reportCallIssue]
 
 
-def from_config(model: ModelConfig, data: DataConfig) -> FCMAE:
-    """The method that a run's configuration describes."""
-    return create_method(
-        model.method,
-        backbone=model.backbone,
-        image_size=data.size,
-        in_chans=data.in_chans,
-        init=model.init,
-        patch_size=model.patch_size,
-        mask_ratio=model.mask_ratio,
-        decoder_dim=model.decoder_dim,
-        decoder_depth=model.decoder_depth,
-        norm_pix_loss=model.norm_pix_loss,
-        execution=model.execution,
-        backend=model.backend,
-        grn_scope=model.grn_scope,
-        drop_path=model.drop_path,
-        depths=model.depths,
-        dims=model.dims,
-        stem_stride=model.stem_stride,
-    )
+def from_config(model: ModelConfig, data: DataConfig) -> Method:
+    """The method that a run's configuration describes: each field is an option of the same name."""
+    options = {field.name: getattr(model, field.name) for field in fields(model)}
+    return create_method(options.pop("method"), image_size=data.size, in_chans=data.in_chans, **options)

@@ -1,20 +1,28 @@
 """Encoders and decoders."""
 
+import inspect
 from typing import get_args
 
+from fcmae.errors import InputError
 from fcmae.models.convnextv2 import ConvNeXtV2Encoder
 from fcmae.models.decoders import ConvNeXtDecoder
-from fcmae.models.presets import PRESETS, find_preset, require_name
+from fcmae.models.encoder import Encoder
+from fcmae.models.presets import PRESETS, ConvNeXtV2Preset, find_preset, require_name
 from sparse_ops import Backend, Scope
 
 __all__ = [
+    "BACKBONE_OPTIONS",
     "PRESETS",
     "ConvNeXtDecoder",
     "ConvNeXtV2Encoder",
+    "Encoder",
     "create_backbone",
     "find_preset",
     "require_name",
 ]
+
+# The encoder of each family: its arguments are the preset's fields and the options below.
+_FAMILIES = {ConvNeXtV2Preset: ConvNeXtV2Encoder}
 
 
 def create_backbone(
@@ -22,41 +30,53 @@ def create_backbone(
     *,
     in_chans: int = 3,
     drop_path: float = 0.0,
-    grn_scope: Scope = "image",
     backend: str = "auto",
     depths: tuple[int, ...] | None = None,
     dims: tuple[int, ...] | None = None,
+    mlp_ratio: int | None = None,
+    kernel_size: int | None = None,
     stem_stride: int | None = None,
-    kernel_size: int = 7,
-    mlp_ratio: int = 4,
-) -> ConvNeXtV2Encoder:
+    grn_scope: Scope | None = None,
+) -> Encoder:
     """Build an encoder by its name; any field of the preset can be overridden.
+
+    None stands for the preset's value. An option that the family lacks (`grn_scope` where there is no GRN) is
+    refused.
 
     Args:
         name: `convnextv2_{atto,femto,pico,nano,tiny,small,base,large,huge}`.
         in_chans: Channels of the images.
-        drop_path: Stochastic depth of the last block, rising linearly from 0.
-        grn_scope: Sites of GRN's statistics, "image" or "batch".
+        drop_path: Stochastic depth of the last block, rising linearly.
         backend: Engine of the sparse operations.
-        depths: Blocks of each stage; None: the preset's.
-        dims: Width of each stage; None: the preset's.
-        stem_stride: Pixels per site of the first stage; None: 4.
-        kernel_size: Side of the depthwise kernels, odd.
+        depths: Blocks of each stage.
+        dims: Width of each stage.
         mlp_ratio: Width of the hidden features of a block as a multiple of its own.
+        kernel_size: Side of the depthwise kernels, odd.
+        stem_stride: Pixels per site of the first stage.
+        grn_scope: Sites of GRN's statistics, "image" or "batch".
     Raises:
-        InputError: unknown name (the nearest one is suggested), or stages that do not fit together.
+        InputError: unknown name (the nearest one is suggested), an option that the family lacks, or stages
+            that do not fit together.
     """
     preset = find_preset(name)
-    require_name("grn_scope", "sites of GRN's statistics", grn_scope, get_args(Scope))
     require_name("backend", "an engine of the sparse operations", backend, Backend)
-    return ConvNeXtV2Encoder(
-        depths or preset.depths,
-        dims or preset.dims,
-        in_chans=in_chans,
-        stem_stride=4 if stem_stride is None else stem_stride,
-        kernel_size=kernel_size,
-        mlp_ratio=mlp_ratio,
-        drop_path=drop_path,
-        grn_scope=grn_scope,
-        backend=backend,
-    )
+    if grn_scope is not None:
+        require_name("grn_scope", "sites of GRN's statistics", grn_scope, get_args(Scope))
+    options = {
+        "backend": None if backend == Backend.AUTO else backend,
+        "depths": depths,
+        "dims": dims,
+        "mlp_ratio": mlp_ratio,
+        "kernel_size": kernel_size,
+        "stem_stride": stem_stride,
+        "grn_scope": grn_scope,
+    }
+    given = {option: value for option, value in options.items() if value is not None}
+    family = _FAMILIES[type(preset)]
+    if foreign := sorted(given.keys() - inspect.signature(family).parameters.keys()):
+        raise InputError(f"create_backbone: expected options that {name} has, got {', '.join(foreign)}.")
+    return family(**{**vars(preset), **given}, in_chans=in_chans, drop_path=drop_path)
+
+
+BACKBONE_OPTIONS = tuple(inspect.signature(create_backbone).parameters)[1:]
+"""Names of what `create_backbone` takes beside the name."""

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from fcmae.config import EXECUTIONS, Execution
 from fcmae.errors import InputError
-from fcmae.masking import patch_grid, space_to_depth
+from fcmae.masking import space_to_depth
 from fcmae.models.blocks import ConvNeXtV2Block, Downsample
+from fcmae.models.encoder import Encoder
 from fcmae.models.presets import require_name
 from sparse_ops import ActiveSites, Image, MaskedImage, Scope, SparseImage, features_of, linear, with_features
 
@@ -66,7 +67,7 @@ class Stage(nn.Module):
         return self.blocks(self.downsample(x))
 
 
-class ConvNeXtV2Encoder(nn.Module):
+class ConvNeXtV2Encoder(Encoder):
     """ConvNeXt V2 without its head; the state dict has the names of timm's `convnextv2_*`.
 
     Linear layers are stored as matrices [C_out, C_in], as in timm's Tiny and larger; timm's Atto to Nano
@@ -82,8 +83,6 @@ class ConvNeXtV2Encoder(nn.Module):
         drop_path: Stochastic depth of the last block, rising linearly from 0.
         grn_scope: Sites of GRN's statistics, "image" or "batch".
         backend: Engine of the sparse operations.
-    Attributes:
-        strides: Pixels per site of each stage.
     Paper: Woo et al. 2023, ConvNeXt V2.
     """
 
@@ -100,16 +99,13 @@ class ConvNeXtV2Encoder(nn.Module):
         grn_scope: Scope = "image",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        if len(depths) != len(dims) or not depths:
-            raise InputError(f"depths and dims: expected one entry a stage, got {depths} and {dims}.")
+        strides = tuple(stem_stride * 2**stage for stage in range(len(depths)))
+        super().__init__(depths, dims, in_chans=in_chans, strides=strides)
         if kernel_size % 2 == 0 or kernel_size < 1 or stem_stride < 1:
             raise InputError(
                 "kernel_size and stem_stride: expected an odd kernel and a stride of at least 1, got "
                 f"{kernel_size} and {stem_stride}."
             )
-        self.depths, self.dims, self.in_chans = tuple(depths), tuple(dims), in_chans
-        self.strides = tuple(stem_stride * 2**stage for stage in range(len(depths)))
         self.stem = Stem(in_chans, dims[0], stem_stride)
         rates = [drop_path * block / max(1, sum(depths) - 1) for block in range(sum(depths))]
         stages = []
@@ -129,11 +125,6 @@ class ConvNeXtV2Encoder(nn.Module):
             stages.append(Stage(downsample, blocks))
         self.stages = nn.Sequential(*stages)
         self.apply(init_weights)
-
-    @property
-    def max_stride(self) -> int:
-        """Pixels per site of the last stage; the patch size is a multiple of it."""
-        return self.strides[-1]
 
     def forward(
         self,
@@ -157,47 +148,13 @@ class ConvNeXtV2Encoder(nn.Module):
             InputError: sides, channels or the patch grid do not fit.
         """
         require_name("execution", "a way to run the encoder", execution, EXECUTIONS)
-        if images.ndim != 4:
-            raise InputError(f"images: expected [B, {self.in_chans}, H, W], got {list(images.shape)}.")
-        size = (images.shape[2], images.shape[3])
-        patch_grid(size, self.max_stride)
-        if images.shape[1] != self.in_chans:
-            raise InputError(
-                f"images: expected {self.in_chans} channels, got {images.shape[1]}. "
-                f"Set in_chans={images.shape[1]}."
-            )
-        if visible is not None:
-            if sites is not None or visible.ndim != 3 or visible.shape[0] != images.shape[0]:
-                raise InputError(
-                    f"visible: expected bool [{images.shape[0]}, Gh, Gw] and no sites, got "
-                    f"{list(visible.shape)}{'' if sites is None else ' and sites'}."
-                )
-            sites = ActiveSites.from_patches(visible, tile=self.tile_of(size, visible.shape[1:]))
+        sites = self.first_sites(images, visible, sites)
         x = self.stem(images, sites, execution)
         features = []
         for stage in self.stages:
             x = stage(x)
             features.append(x)
         return features
-
-    def tile_of(self, image_size: tuple[int, int], grid: tuple[int, ...]) -> int:
-        """Sites of the first stage along the side of one patch, for a patch grid (Gh, Gw).
-
-        Raises:
-            InputError: the grid does not cut the image into squares whose side `max_stride` divides.
-        """
-        patch = image_size[0] // max(1, grid[0])
-        fits = (
-            patch > 0
-            and tuple(grid) == (image_size[0] / patch, image_size[1] / patch)
-            and patch % self.max_stride == 0
-        )
-        if not fits:
-            raise InputError(
-                f"visible: expected square patches, a multiple of {self.max_stride} pixels wide, got "
-                f"{grid[0]} x {grid[1]} for {image_size[0]} x {image_size[1]} pixels."
-            )
-        return patch // self.strides[0]
 
 
 def init_weights(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fcmae.config import FinetuneConfig, PretrainConfig
+from fcmae.config import FCMAEConfig, FinetuneConfig, PretrainConfig
 from fcmae.report import page, plots
 from fcmae.report.comparison import compare, spread
 from fcmae.report.page import Column, Html
@@ -157,6 +157,7 @@ def _accuracy(result: DemoResult) -> Html:
 
 def _pretraining(result: DemoResult) -> Html:
     train, model = result.pretrain.train, result.pretrain.model
+    assert isinstance(model, FCMAEConfig)  # the demo's method
     speed = median(entry["images_per_second"] for entry in result.log)
     steps, losses = [entry["step"] for entry in result.log], [entry["loss"] for entry in result.log]
     height, width = result.pretrain.data.size

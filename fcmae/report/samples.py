@@ -12,11 +12,11 @@ from fcmae.config_io import from_dict
 from fcmae.data import ImageDataset, UnreadableImageError, denormalise, eval_transform
 from fcmae.errors import InputError
 from fcmae.masking import visible_from_ids
-from fcmae.methods import FCMAE, from_config
+from fcmae.methods import MaskedAutoencoder, from_config
 from fcmae.report.reconstruction import displayable, hide_masked, reconstruct
 
 
-def load_method(path: Path, checkpoint: dict[str, Any]) -> tuple[FCMAE, PretrainConfig]:
+def load_method(path: Path, checkpoint: dict[str, Any]) -> tuple[MaskedAutoencoder, PretrainConfig]:
     """The method of a pretraining checkpoint, in evaluation mode, and the run's configuration.
 
     Args:
@@ -32,6 +32,11 @@ def load_method(path: Path, checkpoint: dict[str, Any]) -> tuple[FCMAE, Pretrain
         )
     config = from_dict(PretrainConfig, checkpoint["config"])
     method = from_config(config.model, config.data)
+    if not isinstance(method, MaskedAutoencoder):
+        raise InputError(
+            f"checkpoint: expected a method that paints masked patches, got {config.model.method} at {path}. "
+            "The others make no pictures."
+        )
     try:
         method.load_state_dict(checkpoint["model"])
     except (KeyError, RuntimeError) as error:
@@ -75,14 +80,14 @@ def read_images(
     return names, torch.stack(images), bad
 
 
-def draw_visible(method: FCMAE, images: Tensor, *, seed: int) -> Tensor:
+def draw_visible(method: MaskedAutoencoder, images: Tensor, *, seed: int) -> Tensor:
     """A mask for each image as in pretraining: visible patches, bool [B, Gh, Gw]."""
     ids = method.draw_visible_ids(images, torch.Generator().manual_seed(seed))
     return visible_from_ids(ids, method.grid_of(images))
 
 
 def picture_rows(
-    method: FCMAE, images: Tensor, visible: Tensor, config: DataConfig
+    method: MaskedAutoencoder, images: Tensor, visible: Tensor, config: DataConfig
 ) -> list[tuple[str, Tensor]]:
     """The rows original, visible, reconstructed: (label, uint8 [B, H, W, 3]) of images [B, C, H, W]."""
     original = denormalise(images, config)

@@ -61,7 +61,7 @@ def _fabric(run: RunConfig, **precision: Any) -> Fabric:
 
 
 class LossOf(nn.Module):
-    """A pretraining method as a module that returns the loss alone.
+    """A pretraining method as a module that returns the loss and the further scalars of its log.
 
     Fabric and DDP take apart what a forward pass returns, and cannot do so with a frozen dataclass.
 
@@ -73,6 +73,7 @@ class LossOf(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, images: Tensor, visible_ids: Tensor) -> Tensor:
-        """The scalar loss of images [B, C, H, W] under the mask of visible patches [B, K]."""
-        return self.method(images, visible_ids=visible_ids).loss
+    def forward(self, images: Tensor, visible_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar loss of images [B, C, H, W] under their masks, and scalars for the log."""
+        out = self.method(images, visible_ids=visible_ids)
+        return out.loss, out.logs

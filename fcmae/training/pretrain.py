@@ -90,7 +90,7 @@ def pretrain(config: PretrainConfig) -> Path:
                 seed_draws(train.seed, *place)
                 visible_ids = method.draw_visible_ids(images, mask_generator(train.seed, *place))
                 with fabric.no_backward_sync(loss_of, enabled=micro + 1 < train.accumulate):
-                    micro_loss = loss_of(images, visible_ids)
+                    micro_loss, logs = loss_of(images, visible_ids)
                     reading = LossReading(fabric, micro_loss)
                     fabric.backward(micro_loss / train.accumulate)
                 value = reading.wait()
@@ -105,11 +105,14 @@ def pretrain(config: PretrainConfig) -> Path:
                 torch.nn.utils.clip_grad_norm_(method.parameters(), train.clip_grad)
             optimizer.step()
             optimizer.zero_grad()
+            method.after_step(done / train.steps)
 
             log.advance(loss=loss)
             if due(done, train.log_every, train.steps):
+                further = {name: value.item() for name, value in logs.items()}
                 memory = peak_memory_mb(fabric.device)
-                log.write("train", step=done, loss=loss, lr=lr, **pace.lap(devices=devices), memory_mb=memory)
+                pace_now = pace.lap(devices=devices)
+                log.write("train", step=done, loss=loss, lr=lr, **further, **pace_now, memory_mb=memory)
             if due(done, train.checkpoint_every, train.steps):
                 require_finite_weights(log, method, step=done, lr=lr)
                 if fabric.is_global_zero:

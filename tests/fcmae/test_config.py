@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from fcmae.config import DataConfig, FinetuneConfig, ModelConfig, PretrainConfig, TrainConfig
+from fcmae.config import DataConfig, FCMAEConfig, FinetuneConfig, PretrainConfig, TrainConfig
 from fcmae.config_io import config_help, from_dict, load_config, save_config, to_dict
 from fcmae.errors import InputError
 
@@ -53,7 +53,7 @@ resume: none
     config = load_config(PretrainConfig, ["--train.seed=2", "--config", path, "--train.clip_grad", "5"])
     assert config == PretrainConfig(
         data=DataConfig(root="7", crop_scale=(0.5, 1.0), image_size=(96, 128), flip=False),
-        model=ModelConfig(depths=(1, 1, 2, 1), init="002"),
+        model=FCMAEConfig(depths=(1, 1, 2, 1), init="002"),
         train=TrainConfig(base_lr=1e-3, steps=7, seed=2, clip_grad=5.0),
         resume="none",
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fcmae.config import DataConfig, ModelConfig, PretrainConfig
+from fcmae.config import DataConfig, FCMAEConfig, PretrainConfig
 from fcmae.methods import from_config
 
 SMALL = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "decoder_dim": 16}
@@ -25,11 +25,11 @@ def randomise(module: nn.Module) -> None:
 
 @pytest.fixture
 def make_checkpoint() -> Callable[..., dict[str, Any]]:
-    """A function that returns what a pretraining run saves, for any ModelConfig fields."""
+    """A function that returns what a pretraining run saves, for any FCMAEConfig fields."""
 
     def make(*, in_chans: int = 3, **model: Any) -> dict[str, Any]:
         config = PretrainConfig(
-            data=DataConfig(source="digits", in_chans=in_chans, image_size=128), model=ModelConfig(**model)
+            data=DataConfig(source="digits", in_chans=in_chans, image_size=128), model=FCMAEConfig(**model)
         )
         method = from_config(config.model, config.data)
         randomise(method)

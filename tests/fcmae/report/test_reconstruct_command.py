@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fcmae.config import DataConfig, ModelConfig, PretrainConfig
+from fcmae.config import DataConfig, FCMAEConfig, PretrainConfig
 from fcmae.config_io import to_dict
 from fcmae.errors import InputError
 from fcmae.methods import from_config
@@ -15,7 +15,7 @@ from fcmae.report.command import main
 
 CONFIG = PretrainConfig(
     data=DataConfig(source="digits", image_size=(64, 96), in_chans=1),
-    model=ModelConfig(backbone="convnextv2_atto", decoder_dim=8, depths=(1, 1, 1, 1), dims=(4, 8, 8, 8)),
+    model=FCMAEConfig(backbone="convnextv2_atto", decoder_dim=8, depths=(1, 1, 1, 1), dims=(4, 8, 8, 8)),
 )
 
 

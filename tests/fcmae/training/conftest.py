@@ -11,16 +11,16 @@ import torch
 from fcmae.config import (
     ClassifierConfig,
     DataConfig,
+    FCMAEConfig,
     FinetuneConfig,
     FinetuneTrainConfig,
-    ModelConfig,
     PretrainConfig,
     RunConfig,
     TrainConfig,
 )
 
 DATA = DataConfig(source="digits", image_size=64, workers=0)
-MODEL = ModelConfig(
+MODEL = FCMAEConfig(
     backbone="convnextv2_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), decoder_dim=16, drop_path=0.2
 )
 TRAIN = TrainConfig(steps=6, batch_size=4, warmup_steps=2, base_lr=0.05, checkpoint_every=2, log_every=1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fcmae.config import DataConfig, ModelConfig, PretrainConfig
+from fcmae.config import DataConfig, FCMAEConfig, PretrainConfig
 from fcmae.config_io import to_dict
 from fcmae.errors import InputError
 from fcmae.training import checkpoints
@@ -157,7 +157,7 @@ def test_checkpoints_of_another_kind_or_origin_are_refused(tmp_path: Path):
 def test_a_changed_model_is_refused_by_the_names_of_its_fields(tmp_path: Path):
     save(tmp_path, 5)
     changed = PretrainConfig(
-        data=DataConfig(source="digits", in_chans=1), model=ModelConfig(decoder_dim=16, backend="reference")
+        data=DataConfig(source="digits", in_chans=1), model=FCMAEConfig(decoder_dim=16, backend="reference")
     )
     with pytest.raises(
         InputError, match=r"model\.decoder_dim = 512 \(got 16\), data\.in_chans = 3 \(got 1\)"

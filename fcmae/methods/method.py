@@ -1,0 +1,42 @@
+"""What the pretraining loop relies on in every method."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fcmae.methods.output import MethodOutput
+from fcmae.models import Encoder
+
+
+class Method(nn.Module):
+    """Base of the pretraining methods: an encoder, and a loss that needs no labels.
+
+    The masks are drawn outside the forward pass, so that a step compiles as one graph.
+
+    Args:
+        encoder: Of `encoder_type`; what pretraining is for.
+    """
+
+    encoder_type: ClassVar[type[Encoder]] = Encoder
+    """The encoders that the method can train."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.in_chans = encoder.in_chans
+
+    def draw_visible_ids(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The masks of a batch, for `forward`; int64."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, *, visible_ids: Tensor) -> MethodOutput:
+        """The loss of a batch under these masks."""
+        raise NotImplementedError
+
+    def after_step(self, progress: float) -> None:
+        """What follows an optimiser step, such as the average of a target network; most methods do nothing.
+
+        Args:
+            progress: Share of the run's steps that are done, in (0, 1].
+        """

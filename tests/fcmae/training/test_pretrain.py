@@ -117,6 +117,9 @@ class Wrapped(nn.Module):
     def draw_visible_ids(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return self.inner.draw_visible_ids(images, generator)
 
+    def after_step(self, progress: float) -> None:
+        self.inner.after_step(progress)
+
 
 class PoisonedAt(Wrapped):
     """A method whose encoder's second stage overflows from the n-th forward pass on."""

@@ -6,13 +6,16 @@ therefore neighbours, and a 2x2 stride-2 operation is a view of four rows as one
 same order again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_ops.checks import require
+
+T = TypeVar("T")
 
 
 def tile_order(tile: int, device: torch.device | None = None) -> Tensor:
@@ -60,7 +63,7 @@ class ActiveSites:
         self.num_sites = patch_of_tile.shape[0] * tile * tile
         self.rows_per_image = None if tiles_per_image is None else tiles_per_image * tile * tile
         self._tiles_per_image = tiles_per_image
-        self._cache: dict[str | tuple[str, int], Tensor] = {}
+        self._cache: dict[Hashable, Any] = {}
         self._coarser: dict[int, ActiveSites] = {}
 
     @classmethod
@@ -130,7 +133,7 @@ class ActiveSites:
     @property
     def order(self) -> Tensor:
         """Row-major position inside its tile of each row of a tile, int64 [tile * tile]."""
-        return self._table("order", lambda: tile_order(self.tile, self.device))
+        return self.table("order", lambda: tile_order(self.tile, self.device))
 
     @property
     def site_of_row(self) -> Tensor:
@@ -142,7 +145,7 @@ class ActiveSites:
             rows_x = x[:, None] + self.order % self.tile
             return (rows_y * self.width + rows_x).reshape(-1)
 
-        return self._table("site_of_row", build)
+        return self.table("site_of_row", build)
 
     @property
     def row_of_site(self) -> Tensor:
@@ -154,7 +157,7 @@ class ActiveSites:
             rows = torch.arange(self.num_sites, dtype=torch.int32, device=self.device)
             return table.index_copy(0, self.site_of_row, rows).view(shape)
 
-        return self._table("row_of_site", build)
+        return self.table("row_of_site", build)
 
     @property
     def active(self) -> Tensor:
@@ -164,7 +167,7 @@ class ActiveSites:
     @property
     def image_of_row(self) -> Tensor:
         """Image of each row, int64 [N]."""
-        return self._table("image_of_row", lambda: self.site_of_row // (self.height * self.width))
+        return self.table("image_of_row", lambda: self.site_of_row // (self.height * self.width))
 
     @property
     def row_offsets(self) -> Tensor:
@@ -176,7 +179,7 @@ class ActiveSites:
                 return edges * self.rows_per_image
             return torch.searchsorted(self.image_of_row, edges)
 
-        return self._table("row_offsets", build)
+        return self.table("row_offsets", build)
 
     def halo_rows(self, radius: int) -> Tensor:
         """Rows that each tile and its halo read, int32 [P * (tile + 2 * radius)**2]; N = inactive or
@@ -194,7 +197,7 @@ class ActiveSites:
             sites = (y[:, None, None] + steps[:, None]) * padded_width + x[:, None, None] + steps
             return table.reshape(-1).index_select(0, sites.reshape(-1))
 
-        return self._table(("halo", radius), build)
+        return self.table(("halo", radius), build)
 
     def is_view_of_children(self, factor: int) -> bool:
         """Whether the `factor**2` children of every coarser site are consecutive rows, none missing."""
@@ -211,7 +214,7 @@ class ActiveSites:
             table = table.permute(0, 1, 3, 2, 4).reshape(-1, factor * factor)
             return table.index_select(0, coarser.site_of_row)
 
-        return self._table(("children", factor), build)
+        return self.table(("children", factor), build)
 
     def downsample(self, factor: int) -> "ActiveSites":
         """Sites `factor` times coarser, active where any child is; cached.
@@ -243,9 +246,10 @@ class ActiveSites:
                 self._coarser[factor] = ActiveSites.from_mask(cells.any(4).any(2))
         return self._coarser[factor]
 
-    def _table(self, key: str | tuple[str, int], build: Callable[[], Tensor]) -> Tensor:
-        """A table that is built once. One built under inference mode is not kept: no backward could save
-        it.
+    def table(self, key: Hashable, build: Callable[[], T]) -> T:
+        """What `build` makes of these sites, built once: index tables, and what other engines keep of them.
+
+        One built under inference mode is not kept: no backward could save it.
         """
         if key in self._cache:
             return self._cache[key]

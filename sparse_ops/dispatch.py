@@ -25,6 +25,12 @@ class Backend(StrEnum):
     """Tiles and grids through PyTorch's dense kernels; the CPU default, correct on every device."""
     TRITON = "triton"
     """Kernels over the rows; the GPU default."""
+    SPCONV = "spconv"
+    """spconv's regular convolutions, where it is installed; never chosen by `auto`."""
+    MINKOWSKI = "minkowski"
+    """MinkowskiEngine's convolutions, where it is installed; never chosen by `auto`."""
+    WARPCONVNET = "warpconvnet"
+    """WarpConvNet's convolutions, where it is installed; never chosen by `auto`."""
 
 
 class BackendUnavailableError(RuntimeError):

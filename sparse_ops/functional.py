@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse_ops.backends import reference, scatter, triton_gpu
+from sparse_ops.backends import (
+    minkowski_adapter,
+    reference,
+    scatter,
+    spconv_adapter,
+    triton_gpu,
+    warpconvnet_adapter,
+)
 from sparse_ops.checks import require, require_float, require_like
 from sparse_ops.dispatch import Backend, Call, select
 from sparse_ops.image import Image, MaskedImage, SparseImage, features_of, with_features
@@ -20,8 +27,15 @@ Scope = Literal["image", "batch"]
 
 MLP_PARAMETERS = ("fc1's weight", "fc1's bias", "gamma", "beta", "fc2's weight", "fc2's bias")
 
-# In the order that "auto" tries them.
-_ENGINES = {Backend.TRITON: triton_gpu, Backend.SCATTER: scatter, Backend.REFERENCE: reference}
+# In the order that "auto" tries them. The reference runs everything: what follows it has to be named.
+_ENGINES = {
+    Backend.TRITON: triton_gpu,
+    Backend.SCATTER: scatter,
+    Backend.REFERENCE: reference,
+    Backend.SPCONV: spconv_adapter,
+    Backend.MINKOWSKI: minkowski_adapter,
+    Backend.WARPCONVNET: warpconvnet_adapter,
+}
 
 
 def engine(backend: str) -> ModuleType:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fcmae.config import require
 from fcmae.errors import InputError
-from fcmae.models import PRESETS, ConvNeXtV2Encoder, create_backbone, find_preset
+from fcmae.models import PRESETS, ConvNeXtDecoder, ConvNeXtV2Encoder, create_backbone, find_preset
 
 _BLOCK = re.compile(r"encoder\.stages\.(\d+)\.blocks\.(\d+)\..+")
+_DECODER_BLOCK = re.compile(r"decoder\.blocks\.(\d+)\.")
 _STAGES = 4  # timm's ConvNeXt has no other number
 
 
@@ -45,7 +46,7 @@ class Architecture:
 
     def create_encoder(self) -> ConvNeXtV2Encoder:
         """Our encoder of this architecture, with GRN per image."""
-        return create_backbone(
+        encoder = create_backbone(
             self.backbone,
             in_chans=self.in_chans,
             depths=self.depths,
@@ -53,6 +54,8 @@ class Architecture:
             stem_stride=self.stem_stride,
             kernel_size=self.kernel_size,
         )
+        assert isinstance(encoder, ConvNeXtV2Encoder)
+        return encoder
 
     @property
     def has_timm_stem(self) -> bool:
@@ -105,6 +108,28 @@ class Architecture:
         with torch.device("meta"):
             model = self.create_timm(num_classes=num_classes)
         return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+    def our_shapes(self, *, num_classes: int, decoder: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        """Our name -> shape of encoder, decoder and head; nothing is allocated.
+
+        Args:
+            num_classes: Outputs of the head; 0: no head.
+            decoder: The decoder's weights `decoder.*`, whose width and depth are not the encoder's; empty:
+                no decoder.
+        """
+        with torch.device("meta"):
+            encoder = self.create_encoder()
+            parts: dict[str, nn.Module] = {"encoder": encoder}
+            if decoder:
+                parts["decoder"] = _decoder_like(decoder, encoder.dims[-1])
+            if num_classes:
+                parts["head.norm"] = nn.LayerNorm(encoder.dims[-1])
+                parts["head.fc"] = nn.Linear(encoder.dims[-1], num_classes)
+        return {
+            f"{part}.{name}": tensor.shape
+            for part, module in parts.items()
+            for name, tensor in module.state_dict().items()
+        }
 
 
 def from_config(config: Mapping[str, Any]) -> Architecture:
@@ -160,6 +185,13 @@ def from_shapes(weights: Mapping[str, Tensor]) -> Architecture:
         stem_stride=stem.shape[3],
         kernel_size=kernels[0].shape[3],
     )
+
+
+def _decoder_like(decoder: Mapping[str, Tensor], in_channels: int) -> ConvNeXtDecoder:
+    dim = _weight(decoder, "decoder.mask_token", 1).shape[0]
+    pixels = _weight(decoder, "decoder.pred.weight", 2).shape[0]
+    depth = len({found[1] for key in decoder if (found := _DECODER_BLOCK.match(key))})
+    return ConvNeXtDecoder(in_channels, pixels, dim=dim, depth=depth)
 
 
 def _weight(weights: Mapping[str, Tensor], key: str, *ndims: int) -> Tensor:

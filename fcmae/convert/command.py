@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fcmae.arguments import OptionParser
 from fcmae.convert.architecture import Architecture
-from fcmae.convert.dense import source_to_timm
+from fcmae.convert.dense import convert_source
+from fcmae.convert.families import SOURCES
 from fcmae.convert.files import check_writable, write_weights
-from fcmae.convert.formats import FORMATS
 from fcmae.convert.report import Report
 from fcmae.convert.source import open_source
 from fcmae.convert.verify import BOUND, StageDifference, check_differences, compare_outputs
@@ -65,7 +65,7 @@ def convert_checkpoint(
     check_writable(target, force=force)
 
     log(f"read     {opened.path}")
-    state_dict, report = source_to_timm(opened, architecture)
+    state_dict, report = convert_source(opened, architecture, "timm")
     for line in report.lines():
         log(line)
     if opened.config is not None and opened.config["model"].get("grn_scope") == "batch":
@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace an existing FILE")
     parser.add_argument(
         "--source",
-        choices=("auto", *FORMATS),
+        choices=("auto", *SOURCES),
         default="auto",
         help="format of CKPT (default: told by its keys)",
     )

@@ -1,42 +1,80 @@
-"""State dicts between our encoder and the dense timm model."""
+"""State dicts of one format made into those of another."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from fcmae.convert.architecture import Architecture
-from fcmae.convert.formats import FORMATS
+from fcmae.convert.formats.convnextv2 import FORMATS
 from fcmae.convert.report import Report
 from fcmae.convert.source import Source, open_source
 from fcmae.convert.transfer import transfer
+from fcmae.errors import InputError
+
+TARGETS = ("timm", "official", "transformers", "mmpretrain", "fcmae")
+"""Formats that are written."""
 
 
-def source_to_timm(source: Source, architecture: Architecture) -> tuple[dict[str, Tensor], Report]:
-    """The timm state dict of `source`; a classifier's head comes along, a decoder stays behind."""
-    head = source.weights.get("head.fc.weight")
-    shapes = architecture.timm_shapes(num_classes=1000 if head is None else len(head))
-    return transfer(source.weights, source=source.format, target=FORMATS["timm"], target_shapes=shapes)
-
-
-def to_timm(
-    weights: Mapping[str, Tensor], architecture: Architecture | None = None, *, source: str = "auto"
+def convert_source(
+    source: Source, architecture: Architecture, target: str
 ) -> tuple[dict[str, Tensor], Report]:
-    """The state dict of timm's `convnextv2_*` for weights of ours.
+    """The state dict of `source` in another format.
 
-    Names and values stay; where timm's preset has 1x1 convolutions (atto to nano), fc1 and fc2 become
-    [O, I, 1, 1].
+    A classifier's head comes along; a decoder where the target has one.
+
+    Raises:
+        InputError: the family has no such format, or see transfer.
+    """
+    formats = {name: form for name, form in source.family.formats.items() if name in TARGETS}
+    if target not in formats:
+        raise InputError(
+            f"target: expected {' or '.join(formats)} for {source.family.name}, got {target}. "
+            "Choose one of them."
+        )
+    ours = source.ours()
+    head = ours.get("head.fc.weight")
+    if target == "timm":  # timm itself knows best
+        shapes = architecture.timm_shapes(num_classes=1000 if head is None else len(head))
+    else:
+        decoder = {name: tensor for name, tensor in ours.items() if name.startswith("decoder.")}
+        shapes = formats[target].shapes_of(
+            architecture.our_shapes(num_classes=0 if head is None else len(head), decoder=decoder)
+        )
+    return transfer(source.weights, source=source.format, target=formats[target], target_shapes=shapes)
+
+
+def convert_weights(
+    weights: Mapping[str, Tensor],
+    target: str,
+    *,
+    architecture: Architecture | None = None,
+    source: str = "auto",
+) -> tuple[dict[str, Tensor], Report]:
+    """A state dict in another format.
 
     Args:
-        weights: A pretraining state dict (`encoder.*`, `decoder.*`), our encoder's, or a timm one.
-        architecture: The timm model to fit; None: told from the shapes.
-        source: The format, or `auto`.
+        weights: A state dict of any format that is read.
+        target: `timm`, `official`, `transformers`, `mmpretrain` or `fcmae`.
+        architecture: What the weights are of; None: told from the shapes.
+        source: The format of `weights`, or `auto`.
     Returns:
         (state dict without the head unless `weights` has one, report).
     Raises:
         InputError: see transfer.
     """
     opened = open_source(weights, source=source)
-    return source_to_timm(opened, architecture or opened.architecture())
+    return convert_source(opened, architecture or opened.architecture(), target)
+
+
+def to_timm(
+    weights: Mapping[str, Tensor], architecture: Architecture | None = None, *, source: str = "auto"
+) -> tuple[dict[str, Tensor], Report]:
+    """The state dict of timm's `convnextv2_*`, see convert_weights.
+
+    Names and values of our encoder stay; where timm's preset has 1x1 convolutions (atto to nano), fc1 and fc2
+    become [O, I, 1, 1].
+    """
+    return convert_weights(weights, "timm", architecture=architecture, source=source)
 
 
 def from_timm(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]:
@@ -46,9 +84,6 @@ def from_timm(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]
         InputError: see transfer.
     """
     source = open_source(weights, source="timm")
-    shapes = {
-        name: shape if len(shape) == 1 or ".mlp." not in name else shape[:2]
-        for name, shape in source.architecture().timm_shapes(num_classes=0).items()
-        if not name.startswith("head.")
-    }
-    return transfer(source.weights, source=source.format, target=FORMATS["timm"], target_shapes=shapes)
+    shapes = source.architecture().our_shapes(num_classes=0, decoder={})
+    form = FORMATS["timm"]
+    return transfer(source.weights, source=form, target=form, target_shapes=form.shapes_of(shapes))

@@ -1,5 +1,6 @@
 """Reading and writing weight files; nothing here runs code that a file brings along."""
 
+import argparse
 import contextlib
 import os
 import re
@@ -23,14 +24,17 @@ def _refuse(path: Path, what: str, advice: str) -> InputError:
     return InputError(f"checkpoint: expected a weight file, got {what} at {path}. {advice}")
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """The dictionary that a checkpoint holds, tensors on the CPU.
 
     A `.safetensors` file gives its state dict; any other file is read by `torch.load(weights_only=True)`, so
-    that only tensors and plain containers are ever built.
+    that only tensors and plain containers are ever built, and argparse.Namespace, in which the original
+    projects save their options.
 
     Args:
         path: A file written by this project, by torch.save or by safetensors.
+        mmap: Leave the tensors in the file until they are used, where it allows it; the file must stay as it
+            is meanwhile.
     Returns:
         The outermost dictionary, as it was saved.
     Raises:
@@ -47,7 +51,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise _refuse(path, "a web page", "Download the file itself, not its page.")
 
     try:
-        content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path, head)
+        content = (
+            _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path, head, mmap=mmap)
+        )
     except OSError as error:
         raise _refuse(
             path, f"an unreadable file ({error.strerror})", "Check its permissions and disk."
@@ -80,16 +86,16 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _load_torch(path: Path, head: bytes) -> Any:
+def _load_torch(path: Path, head: bytes, *, mmap: bool) -> Any:
     is_zip, is_pickle = head.startswith(b"PK\x03\x04"), head.startswith(b"\x80")
     if is_zip and not zipfile.is_zipfile(path):  # a zip's table of contents is its end
         raise _refuse(path, "a truncated checkpoint", "Use an earlier one, or copy it again.")
     if not is_zip and not is_pickle:
         raise _refuse(path, "a file that is no checkpoint", "Name a .pt, .pth or .safetensors file.")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # about pickle protocols; the outcome is judged below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
     except OSError:
         raise
     except Exception as error:  # damaged input ends in KeyError, EOFError, RuntimeError, UnpicklingError ...
@@ -128,11 +134,14 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     return next(iter(checkpoints_of(folder)), None)
 
 
-def read_newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any], list[str]] | None:
+def read_newest_checkpoint(
+    folder: str | Path, *, mmap: bool = False
+) -> tuple[Path, dict[str, Any], list[str]] | None:
     """The newest checkpoint that can be read.
 
     Args:
         folder: A run folder or its `checkpoints` folder.
+        mmap: See read_checkpoint.
     Returns:
         (path, content, one line for each newer file that was refused), or None where there is no checkpoint.
     Raises:
@@ -141,7 +150,7 @@ def read_newest_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any], li
     refused: list[str] = []
     for path in checkpoints_of(folder):
         try:
-            return path, read_checkpoint(path), refused
+            return path, read_checkpoint(path, mmap=mmap), refused
         except InputError as error:
             refused.append(str(error))
     if refused:

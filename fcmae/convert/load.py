@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from fcmae.convert.formats import FORMATS
+from fcmae.convert.families import find_format
 from fcmae.convert.report import Report
 from fcmae.convert.source import open_source
-from fcmae.convert.transfer import detect_source, transfer
+from fcmae.convert.transfer import transfer
 
 
 def load_weights(
@@ -21,9 +21,10 @@ def load_weights(
     head (also when its number of classes differs), and a method's decoder.
 
     Args:
-        module: An encoder of create_backbone, a method of create_method, or a timm convnextv2 classifier.
+        module: An encoder of create_backbone, a method of create_method, or another library's model of the
+            same network: timm's, transformers', ...
         weights: A checkpoint or weight file, a run folder (its newest readable checkpoint), or a state dict.
-        source: `fcmae`, `timm`, or `auto` to tell it from the keys.
+        source: The format of `weights`, or `auto` to tell it from the keys.
     Returns:
         What became of every key.
     Raises:
@@ -35,7 +36,7 @@ def load_weights(
     placed, report = transfer(
         opened.weights,
         source=opened.format,
-        target=FORMATS[detect_source(expected)],
+        target=find_format(expected)[1],
         target_shapes={name: tensor.shape for name, tensor in expected.items()},
     )
     module.load_state_dict({**expected, **placed})

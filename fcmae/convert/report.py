@@ -8,7 +8,7 @@ class Report:
     """Every source key is in `mapped` or `dropped`, every target key in `mapped` or `missing`."""
 
     source: str
-    """Format of the weights that were read: `fcmae` or `timm`."""
+    """Format of the weights that were read."""
     mapped: dict[str, str]
     """Source key -> target key."""
     dropped: dict[str, str]

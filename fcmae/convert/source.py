@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fcmae.convert.architecture import Architecture, from_config, from_shapes
+from fcmae.convert.architecture import Architecture
+from fcmae.convert.families import Family, find_format
 from fcmae.convert.files import read_checkpoint, read_newest_checkpoint
 from fcmae.convert.formats import Format
 from fcmae.convert.report import shorten
-from fcmae.convert.transfer import resolve_source
 from fcmae.errors import InputError
 
 
@@ -20,6 +20,7 @@ class Source:
     """A state dict, its format, and what came with it."""
 
     weights: dict[str, Tensor]
+    family: Family
     format: Format
     path: Path | None = None
     """The file that was read; None for a state dict in memory."""
@@ -31,9 +32,29 @@ class Source:
     def architecture(self) -> Architecture:
         """What the checkpoint's config declares, or what the shapes show where there is no config."""
         if self.config is not None:
-            return from_config(self.config)
-        names = {self.format.to_ours(key): tensor for key, tensor in self.weights.items()}
-        return from_shapes({name: tensor for name, tensor in names.items() if name is not None})
+            return self.family.from_config(self.config)
+        return self.family.from_shapes(self.ours())
+
+    def ours(self) -> dict[str, Tensor]:
+        """The weights under our names and in our layouts, those that have one; nothing is copied if possible.
+
+        Raises:
+            InputError: a tensor cannot have its format's layout.
+        """
+        names = {key: self.format.to_ours(key) for key in self.weights}
+        return {
+            name: self.format.import_tensor(name, self.weights[key])
+            for key, name in names.items()
+            if name is not None
+        }
+
+    def without_head(self) -> dict[str, Tensor]:
+        """The weights as they are, without a classifier's head."""
+        return {
+            key: tensor
+            for key, tensor in self.weights.items()
+            if not (self.format.to_ours(key) or "").startswith("head.")
+        }
 
 
 def open_source(weights: str | Path | Mapping[str, Any], *, source: str = "auto") -> Source:
@@ -51,7 +72,7 @@ def open_source(weights: str | Path | Mapping[str, Any], *, source: str = "auto"
     if isinstance(weights, Mapping):
         content: Mapping[str, Any] = weights
     elif Path(weights).is_dir():
-        newest = read_newest_checkpoint(weights)
+        newest = read_newest_checkpoint(weights, mmap=True)
         if newest is None:
             raise InputError(
                 f"checkpoint: expected step_*.pt in {weights} or its checkpoints, got none. Name another run."
@@ -59,13 +80,15 @@ def open_source(weights: str | Path | Mapping[str, Any], *, source: str = "auto"
         path, content, refused = newest
     else:
         path = Path(weights)
-        content = read_checkpoint(path)
+        content = read_checkpoint(path, mmap=True)
     state_dict = _state_dict(content)
+    family, form = find_format(state_dict, source)
     # A fine-tuning config names no depths or dims: its classifier's shapes say more.
     is_pretraining = content.get("format") == "fcmae-1" and content.get("kind") == "pretrain"
     return Source(
         weights=state_dict,
-        format=resolve_source(state_dict, source),
+        family=family,
+        format=form,
         path=path,
         config=content.get("config", {}) if is_pretraining else None,
         refused=refused,
@@ -78,6 +101,10 @@ def _state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(content.get(key), Mapping):
             inner = content[key]
             break
+    if inner and all(
+        str(key).startswith("module.") for key in inner
+    ):  # saved from inside DistributedDataParallel
+        inner = {str(key).removeprefix("module."): value for key, value in inner.items()}
     foreign = [
         f"{key} ({type(value).__name__})" for key, value in inner.items() if not isinstance(value, Tensor)
     ]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fcmae.convert.formats import FORMATS, Format
+from fcmae.convert.formats import Format
 from fcmae.convert.report import Report, shorten
 from fcmae.errors import InputError
 
@@ -21,31 +21,6 @@ _MISSING = {
 }
 
 
-def detect_source(state_dict: Mapping[str, object]) -> str:
-    """The format of these weights: `fcmae` (our pretraining checkpoint) or `timm` (also our encoder alone).
-
-    Raises:
-        InputError: the keys are of neither.
-    """
-    for name, form in FORMATS.items():
-        if form.marker in state_dict:
-            return name
-    raise InputError(
-        f"weights: expected keys of {' or '.join(FORMATS)} weights "
-        f"({' or '.join(form.marker for form in FORMATS.values())}), "
-        f"got {shorten([str(key) for key in state_dict]) or 'no keys'}. Give a checkpoint of ConvNeXt V2."
-    )
-
-
-def resolve_source(state_dict: Mapping[str, object], source: str) -> Format:
-    """The format called `source`, or the one that the keys show when it is `auto`."""
-    if source == "auto":
-        source = detect_source(state_dict)
-    if source not in FORMATS:
-        raise InputError(f"source: expected auto, {' or '.join(FORMATS)}, got {source}. Choose one of them.")
-    return FORMATS[source]
-
-
 def transfer(
     state_dict: Mapping[str, Tensor],
     *,
@@ -53,7 +28,7 @@ def transfer(
     target: Format,
     target_shapes: Mapping[str, torch.Size],
 ) -> tuple[dict[str, Tensor], Report]:
-    """The source's weights under the target's names and in its shapes, bit for bit.
+    """The source's weights under the target's names, in its layouts and shapes, bit for bit.
 
     Args:
         state_dict: Weights of `source`, floating point.
@@ -63,8 +38,9 @@ def transfer(
     Raises:
         InputError: a key of either side is unexplained, a shape disagrees, or a value is not finite.
     """
-    ours = {key: source.to_ours(key) for key in state_dict}
-    source_of = {name: key for key, name in ours.items() if name is not None}
+    dropped = {key: why for key in state_dict if (why := source.why_dropped(key)) is not None}
+    ours = {key: source.to_ours(key) for key in state_dict if key not in dropped}
+    source_of = {name: key for key, name in reversed(ours.items()) if name is not None}
     target_of = {name: key for key in target_shapes if (name := target.to_ours(key)) is not None}
     problems = [
         f"unexplained {_describe(key, state_dict[key])}" for key, name in ours.items() if name is None
@@ -74,14 +50,18 @@ def transfer(
         for key, shape in target_shapes.items()
         if target.to_ours(key) is None
     ]
+    problems += [
+        f"{_describe(key, state_dict[key])} for the second time, after {source_of[name]}"
+        for key, name in ours.items()
+        if name is not None and source_of[name] != key
+    ]
     source_parts = {_part(name) for name in source_of}
     target_parts = {_part(name) for name in target_of}
 
     weights: dict[str, Tensor] = {}
     mapped: dict[str, str] = {}
-    dropped: dict[str, str] = {}
     missing: dict[str, str] = {}
-    for name, key in source_of.items():
+    for name, key in reversed(source_of.items()):
         tensor, place, part = state_dict[key], target_of.get(name), _part(name)
         if place is None:
             if part == "encoder" or (part == "decoder" and part in target_parts):
@@ -90,9 +70,13 @@ def transfer(
                 dropped[key] = _DROPPED[part]
             continue
         shape = target_shapes[place]
-        laid_out = target.layout(source.layout(tensor, shape), shape)
-        if laid_out.shape == shape:
-            weights[place], mapped[key] = laid_out, place
+        try:
+            laid_out = target.export_tensor(name, source.import_tensor(name, tensor))
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if _without_ones(laid_out.shape) == _without_ones(shape):
+            weights[place], mapped[key] = laid_out.reshape(shape), place
         elif part == "head":  # another number of classes: the classifier keeps its own
             dropped[key] = f"{list(tensor.shape)} does not fit the target's {list(shape)}"
             missing[place] = _MISSING[part]
@@ -114,6 +98,11 @@ def transfer(
     _check_finite(state_dict)
     report = Report(source=source.name, mapped=mapped, dropped=dropped, missing=missing)
     return {place: weights[place] for place in target_shapes if place in weights}, report
+
+
+def _without_ones(shape: torch.Size) -> list[int]:
+    """Equal for shapes of the same numbers in the same order: a linear layer and a 1x1 convolution."""
+    return [side for side in shape if side != 1]
 
 
 def _part(name: str) -> str:

@@ -51,6 +51,5 @@ def build_classifier(
         num_classes=num_classes, drop_path_rate=model.drop_path, head_init_scale=model.head_init_scale
     )
     if source is not None:
-        encoder = {name: value for name, value in source.weights.items() if not name.startswith("head.")}
-        load_weights(classifier, encoder, source=source.format.name)
+        load_weights(classifier, source.without_head(), source=source.format.name)
     return classifier, architecture.depths or find_preset(architecture.backbone).depths

@@ -1,12 +1,9 @@
-"""One module a weight format: a literal table of names, and a function that lays a tensor out.
+"""One module a weight format: a literal table of names, and the layouts that differ from ours.
 
 Formats meet in the middle: each table maps its names to those of our pretraining checkpoint (`encoder.*`,
-`decoder.*`, and `head.*` for a classifier), so a new format is one module and one entry in `FORMATS`.
+`decoder.*`, and `head.*` for a classifier). A family of networks has one folder of them.
 """
 
-from fcmae.convert.formats import fcmae, timm
 from fcmae.convert.formats.format import Format
 
-FORMATS: dict[str, Format] = {"fcmae": fcmae.FORMAT, "timm": timm.FORMAT}
-
-__all__ = ["FORMATS", "Format"]
+__all__ = ["Format"]

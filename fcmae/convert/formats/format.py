@@ -1,59 +1,134 @@
 """What a weight format is: its names and its tensor layouts, relative to our pretraining checkpoint."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-_FIELD = re.compile(r"\{(\w+)\}")
+from fcmae.convert.formats.layouts import Layout
+from fcmae.errors import InputError
+
+_FIELD = re.compile(r"\{(\w+)\}|\[([^]]+)\]")
 # What a field of a name stands for; `path` is the rest of the name.
 _FIELDS = {"stage": r"\d+", "block": r"\d+", "param": "weight|bias", "path": ".+"}
+
+_Table = list[tuple[re.Pattern[str], str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A table of names and a layout function."""
+    """A table of names, and the layouts of those weights that are not stored as ours are."""
 
     name: str
-    marker: str
-    """A key that weights of this format have and others do not."""
+    marks: Mapping[str, int]
+    """Keys that weights of this format have, with their numbers of dimensions; no other format has them all.
+    `[backbone.]` in a key means: with or without it."""
     names: Mapping[str, str]
-    """Name in this format -> our name; `{stage}`, `{block}`, `{param}` and `{path}` stand for themselves."""
-    layout: Callable[[Tensor, torch.Size], Tensor]
-    """(tensor of either side, shape wanted) -> the same numbers in that shape; the tensor as it is when this
-    format has no such layout."""
+    """Name in this format -> our name. `{stage}`, `{block}`, `{param}` and `{path}` stand for themselves;
+    what is in brackets is written, and may be absent where it is read."""
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    """Our name -> layout in this format; others are as ours."""
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    """Name in this format that ours has no counterpart for -> why it is not needed."""
+    note: str = ""
+    """What a reader of weights of this format should know, one line."""
+
+    def matches(self, state_dict: Mapping[str, object]) -> bool:
+        """Whether these are keys of this format."""
+        return all(
+            any(
+                isinstance(tensor := state_dict.get(key), Tensor) and tensor.ndim == ndim
+                for key in _spellings(mark)
+            )
+            for mark, ndim in self.marks.items()
+        )
 
     def to_ours(self, key: str) -> str | None:
         """Our name of `key`, or None when the table does not explain it."""
         return _translate(key, self._forward)
 
-    def from_ours(self, key: str) -> str | None:
-        """This format's name of our `key`, or None when it has none."""
-        return _translate(key, self._backward)
+    def from_ours(self, name: str) -> str | None:
+        """This format's key for our `name`, or None when it has none."""
+        return _translate(name, self._backward)
+
+    def why_dropped(self, key: str) -> str | None:
+        """Why ours needs no `key`, or None when the table does not say so."""
+        return _translate(key, self._dropped)
+
+    def import_tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """A weight in this format's layout as a dense PyTorch one.
+
+        Args:
+            name: Ours.
+            tensor: As stored.
+        Raises:
+            InputError: it cannot have this layout.
+        """
+        layout = self._layout(name)
+        if layout is None:
+            return tensor
+        try:
+            return layout.to_ours(tensor)
+        except InputError as error:
+            raise InputError(f"{self.from_ours(name)} {list(tensor.shape)}: {error}") from error
+
+    def export_tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """A dense PyTorch weight in this format's layout, the inverse of import_tensor."""
+        layout = self._layout(name)
+        return tensor if layout is None else layout.from_ours(tensor)
+
+    def shapes_of(self, ours: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+        """Key -> shape in this format, of those of our names that it has a place for."""
+        return {
+            key: self.export_tensor(name, torch.empty(shape, device="meta")).shape
+            for name, shape in ours.items()
+            if (key := self.from_ours(name)) is not None
+        }
+
+    def _layout(self, name: str) -> Layout | None:
+        return next((layout for pattern, layout in self._layouts if pattern.fullmatch(name)), None)
 
     @cached_property
-    def _forward(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(_pattern(theirs), ours) for theirs, ours in self.names.items()]
+    def _forward(self) -> _Table:
+        return [(_pattern(theirs), _written(ours)) for theirs, ours in self.names.items()]
 
     @cached_property
-    def _backward(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(_pattern(ours), theirs) for theirs, ours in self.names.items()]
+    def _backward(self) -> _Table:
+        return [(_pattern(ours), _written(theirs)) for theirs, ours in self.names.items()]
+
+    @cached_property
+    def _dropped(self) -> _Table:
+        return [(_pattern(theirs), why) for theirs, why in self.dropped.items()]
+
+    @cached_property
+    def _layouts(self) -> list[tuple[re.Pattern[str], Layout]]:
+        return [(_pattern(name), layout) for name, layout in self.layouts.items()]
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    parts = _FIELD.split(template)  # literal, field, literal, field, ..., literal
-    return re.compile(
-        "".join(
-            f"(?P<{part}>{_FIELDS[part]})" if index % 2 else re.escape(part)
-            for index, part in enumerate(parts)
-        )
-    )
+    parts, end = [], 0
+    for found in _FIELD.finditer(template):
+        parts.append(re.escape(template[end : found.start()]))
+        known, optional = found.groups()
+        parts.append(f"(?P<{known}>{_FIELDS[known]})" if known else f"(?:{re.escape(optional)})?")
+        end = found.end()
+    return re.compile("".join(parts) + re.escape(template[end:]))
 
 
-def _translate(key: str, table: list[tuple[re.Pattern[str], str]]) -> str | None:
+def _written(template: str) -> str:
+    """The template with its brackets' content."""
+    return template.replace("[", "").replace("]", "")
+
+
+def _spellings(key: str) -> Iterator[str]:
+    yield _written(key)
+    yield re.sub(r"\[[^]]+\]", "", key)
+
+
+def _translate(key: str, table: _Table) -> str | None:
     for pattern, template in table:
         if found := pattern.fullmatch(key):
             return template.format(**found.groupdict())

@@ -1,6 +1,7 @@
 """Reading refuses what is no checkpoint, in one line; writing is all or nothing."""
 
 import argparse
+import fractions
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -65,10 +66,10 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
         lambda p: torch_bytes(WEIGHTS, p, _use_new_zipfile_serialization=False)[:5000],
         "truncated or damaged",
     ),
-    "namespace": (
+    "namespace of others": (
         "a.pt",
-        lambda p: torch_bytes({"args": argparse.Namespace(lr=1)}, p),
-        "objects other than tensors and plain data (argparse.Namespace)",
+        lambda p: torch_bytes({"args": argparse.Namespace(out=fractions.Fraction(1, 3))}, p),
+        "objects other than tensors and plain data (fractions.Fraction)",
     ),
     "hostile pickle": ("a.pt", lambda p: pickle.dumps(RunsCode()), "objects other than tensors"),
     "tensor": ("a.pt", lambda p: torch_bytes(torch.zeros(3), p), "a saved Tensor"),
@@ -105,6 +106,21 @@ def test_reads_what_torch_saved(zipped: bool, tmp_path: Path) -> None:
     content = read_checkpoint(path)
     assert content["step"] == 3 and content["config"] == {"lr": 0.1}
     assert torch.equal(content["model"]["stem.0.weight"], WEIGHTS["stem.0.weight"])
+
+
+def test_options_that_the_original_saves_are_read_and_nothing_else_stays_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-799.pth"
+    torch.save({"args": argparse.Namespace(blr=1.5e-4, dims=[1, 2]), "model": WEIGHTS}, path)
+    assert read_checkpoint(path)["args"].blr == 1.5e-4
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+def test_mapped_tensors_are_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    for zipped in (True, False):  # the old format cannot be mapped
+        torch.save({"model": WEIGHTS}, path, _use_new_zipfile_serialization=zipped)
+        read = read_checkpoint(path, mmap=True)["model"]["stem.0.weight"]
+        assert torch.equal(read, WEIGHTS["stem.0.weight"])
 
 
 def test_newest_checkpoint_goes_by_step_in_run_or_checkpoints_folder(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""timm's `convnextv2_*`, with or without its head; our encoder alone has the same names."""
+"""timm's `convnextv2_*`, with or without its head; our encoder alone has the same names.
 
-import torch
-from torch import Tensor
+timm's atto to nano store linear layers as 1x1 convolutions.
+"""
 
 from fcmae.convert.formats.format import Format
 
@@ -19,11 +19,4 @@ NAMES = {
     "head.fc.{param}": "head.fc.{param}",
 }
 
-
-def layout(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """[O, I] <-> [O, I, 1, 1]: timm's atto to nano have 1x1 convolutions, all others linear layers."""
-    short, long = sorted((tuple(tensor.shape), tuple(shape)), key=len)
-    return tensor.reshape(shape) if len(short) == 2 and long == (*short, 1, 1) else tensor
-
-
-FORMAT = Format(name="timm", marker="stem.0.weight", names=NAMES, layout=layout)
+FORMAT = Format(name="timm", marks={"stem.0.weight": 4}, names=NAMES)

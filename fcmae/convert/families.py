@@ -1,0 +1,88 @@
+"""Families of networks: each has its own names in the middle, and the formats that meet there."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fcmae.convert import architecture
+from fcmae.convert.architecture import Architecture
+from fcmae.convert.formats import Format
+from fcmae.convert.formats.convnextv2 import FORMATS as CONVNEXTV2_FORMATS
+from fcmae.convert.report import shorten
+from fcmae.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The formats of one kind of network, and how to tell which network of that kind weights are of."""
+
+    name: str
+    formats: Mapping[str, Format]
+    from_config: Callable[[Mapping[str, Any]], Architecture]
+    """Of a pretraining checkpoint's config."""
+    from_shapes: Callable[[Mapping[str, Tensor]], Architecture]
+    """Of weights under our names."""
+
+
+CONVNEXTV2 = Family(
+    name="ConvNeXt V2",
+    formats=CONVNEXTV2_FORMATS,
+    from_config=architecture.from_config,
+    from_shapes=architecture.from_shapes,
+)
+FAMILIES = (CONVNEXTV2,)
+SOURCES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.formats))
+"""Names of all formats that can be read."""
+
+# A key that tells what else somebody may have at hand.
+_OTHERS = {
+    "layer1.0.conv1.weight": "a ResNet",
+    "blocks.0.attn.qkv.weight": "a ViT",
+    "layers.0.blocks.0.attn.qkv.weight": "a Swin",
+    "stages.0.0.gamma": "ConvNeXt V1",
+    "stages.0.blocks.0.gamma": "ConvNeXt V1",
+}
+
+
+def find_format(state_dict: Mapping[str, object], source: str = "auto") -> tuple[Family, Format]:
+    """The family and format of weights.
+
+    Args:
+        state_dict: Weights under their own names.
+        source: Name of the format, or `auto` to tell it from the keys.
+    Raises:
+        InputError: no format of that name, or keys of none or of several.
+    """
+    named = [
+        (family, form)
+        for family in FAMILIES
+        for form in family.formats.values()
+        if source in ("auto", form.name)
+    ]
+    if not named:
+        raise InputError(f"source: expected auto, {' or '.join(SOURCES)}, got {source}. Choose one of them.")
+    matching = [(family, form) for family, form in named if form.matches(state_dict)]
+    if len(matching) == 1:
+        return matching[0]
+    if not matching and len(named) == 1:
+        return named[0]  # the user says so; what does not fit is told key by key
+    if matching:
+        found = " and ".join(f"{form.name} ({family.name})" for family, form in matching)
+        raise InputError(f"weights: expected keys of one format, got those of {found}. Add --source.")
+    keys = [str(key) for key in state_dict]
+    other = next((f", which looks like {name}" for key, name in _OTHERS.items() if key in state_dict), "")
+    raise InputError(
+        f"weights: expected keys of {' or '.join(family.name for family in FAMILIES)} "
+        f"({', '.join(SOURCES)}), got {shorten(keys) or 'no keys'}{other}. Give a checkpoint of that network."
+    )
+
+
+def detect_source(state_dict: Mapping[str, object]) -> str:
+    """The name of these weights' format.
+
+    Raises:
+        InputError: the keys are of none or of several.
+    """
+    return find_format(state_dict)[1].name

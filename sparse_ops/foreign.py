@@ -30,6 +30,14 @@ def unfit(call: Call, dtypes: dict[str, tuple[torch.dtype, ...]]) -> list[str]:
     return []
 
 
+def centred(call: Call) -> list[str]:
+    """The reason why an engine that centres kernels of odd side downsamples otherwise than we do."""
+    factor = 1 if call.weight is None else call.weight.shape[-1]
+    if call.op == "downsample_conv2d" and factor > 1 and factor % 2 == 1:
+        return ["centres a kernel of odd side, which then reads sites of the next patch"]
+    return []
+
+
 def wants_gradient(call: Call) -> bool:
     """Whether autograd will ask for the call's backward."""
     tensors = (call.features, call.weight)

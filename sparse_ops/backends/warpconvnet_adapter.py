@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from sparse_ops.dispatch import Call
-from sparse_ops.foreign import coordinates, in_our_order, missing, unfit
+from sparse_ops.foreign import centred, coordinates, in_our_order, missing, unfit
 from sparse_ops.sites import ActiveSites
 
 HINT = "install it from github.com/NVlabs/WarpConvNet"
@@ -24,7 +24,7 @@ def reasons(call: Call) -> list[str]:
     """Why WarpConvNet cannot run the call."""
     if call.op not in ("subm_conv2d", "downsample_conv2d"):
         return ["WarpConvNet has none of this kind; use backend 'scatter'"]
-    return missing("warpconvnet", HINT) + unfit(call, DTYPES)
+    return missing("warpconvnet", HINT) + unfit(call, DTYPES) + centred(call)
 
 
 def to_warpconvnet(weight: Tensor, *, depthwise: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ from fcmae.masking import patch_grid, patchify, random_visible_ids, visible_from
 from fcmae.methods import FCMAE, create_method
 from fcmae.methods.losses import reconstruction_loss
 from fcmae.models.blocks import ConvNeXtV2Block, Downsample
-from sparse_ops import GlobalResponseNorm
+from sparse_ops import ActiveSites, GlobalResponseNorm
 
 ARMS = ("sparse", "masked_dense", "leaky_dense", "direct", "mae")
 
@@ -135,28 +135,51 @@ class MaskedViT(nn.Module):
         return reconstruction_loss(pred, patches, masked, norm_pix_loss=True)
 
 
-def build_step(spec: StepSpec) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """The network of an arm, and a function that runs one forward and backward pass and returns the loss."""
+class AllVisible(nn.Module):
+    """FCMAE's step at mask ratio 0, which FCMAE refuses for want of a loss: here that of all patches."""
+
+    def __init__(self, method: FCMAE) -> None:
+        super().__init__()
+        self.method = method
+        self.patch_size = method.patch_size
+
+    def forward(self, images: Tensor, visible_ids: Tensor) -> Tensor:
+        """The loss of [B, C, H, W] images; `visible_ids` [B, L] names every patch."""
+        method = self.method
+        tile = method.patch_size // method.encoder.strides[0]
+        sites = ActiveSites.from_visible_ids(visible_ids, grid=method.grid_of(images), tile=tile)
+        pred, patches = method.predict(images, sites), patchify(images, method.patch_size)
+        counted = torch.ones(pred.shape[:2], dtype=torch.bool, device=pred.device)
+        return reconstruction_loss(pred, patches, counted, norm_pix_loss=method.norm_pix_loss)
+
+
+def build_network(spec: StepSpec) -> tuple[nn.Module, Tensor, int]:
+    """The network of an arm, its images, and the side of a patch; the same in every process."""
     torch.manual_seed(0)
     device = torch.device(spec.device)
     images = torch.randn(spec.batch_size, 3, spec.image_size, spec.image_size, device=device)
     if spec.arm == "mae":
-        network: nn.Module = MaskedViT(spec.image_size).to(device)
-        patch_size = MaskedViT.patch_size
-    else:
-        method = create_method(
-            "fcmae",
-            backbone=spec.backbone,
-            image_size=spec.image_size,
-            mask_ratio=spec.mask_ratio,
-            execution="masked_dense" if spec.arm == "direct" else spec.arm,
-            backend=spec.backend,
-        ).to(device)
-        for module in method.modules():  # zero at the start, GRN would hide a difference between the arms
-            if isinstance(module, GlobalResponseNorm):
-                nn.init.normal_(module.weight, std=0.1)
-        network = DirectMaskedDense(method) if spec.arm == "direct" else method
-        patch_size = method.patch_size
+        return MaskedViT(spec.image_size).to(device), images, MaskedViT.patch_size
+    method = create_method(
+        "fcmae",
+        backbone=spec.backbone,
+        image_size=spec.image_size,
+        mask_ratio=spec.mask_ratio or 0.5,  # at 0 the ids name every patch
+        execution="masked_dense" if spec.arm == "direct" else spec.arm,
+        backend=spec.backend,
+    ).to(device)
+    for module in method.modules():  # zero at the start, GRN would hide a difference between the arms
+        if isinstance(module, GlobalResponseNorm):
+            nn.init.normal_(module.weight, std=0.1)
+    if spec.arm == "direct":
+        return DirectMaskedDense(method), images, method.patch_size
+    return method if spec.mask_ratio else AllVisible(method), images, method.patch_size
+
+
+def build_step(spec: StepSpec) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """The network of an arm, and a function that runs one forward and backward pass and returns the loss."""
+    network, images, patch_size = build_network(spec)
+    device = images.device
     run = torch.compile(network, fullgraph=True) if spec.compile else network
     grid = patch_grid((spec.image_size, spec.image_size), patch_size)
     generator = torch.Generator()

@@ -9,10 +9,11 @@ import os
 
 import torch
 
+from sparse_ops.backends.triton_gpu.conv import subm_conv2d
 from sparse_ops.dispatch import Backend, Call
 from sparse_ops.rows import downsample_conv2d, global_response_norm
 
-__all__ = ["downsample_conv2d", "global_response_norm", "reasons"]
+__all__ = ["downsample_conv2d", "global_response_norm", "reasons", "subm_conv2d"]
 
 # Read once: torch.compile traces `reasons` and follows neither.
 _INSTALLED = importlib.util.find_spec("triton") is not None

@@ -128,15 +128,19 @@ def _reconstruct(argv: list[str]) -> int | None:
 
 
 def _bench(argv: list[str]) -> int | None:
-    if argv[:1] != ["step"]:
-        got = argv[0] if argv else "none"
-        if got in ("-h", "--help"):
-            print("usage: fcmae bench step ...\n\nfcmae bench step --help describes the options.")
-            return 0
-        raise InputError(f"bench: expected the benchmark `step`, got {got}. Write fcmae bench step.")
-    from fcmae.bench import step
+    if argv[:1] == ["step"]:
+        from fcmae.bench import step
 
-    return step.main(argv[1:])
+        return step.main(argv[1:])
+    if argv[:1] == ["ops"]:
+        from fcmae.bench import ops
+
+        return ops.main(argv[1:])
+    got = argv[0] if argv else "none"
+    if got in ("-h", "--help"):
+        print("usage: fcmae bench {step,ops} ...\n\nfcmae bench step --help describes the options of one.")
+        return 0
+    raise InputError(f"bench: expected step or ops, got {got}. Write fcmae bench step, or fcmae bench ops.")
 
 
 COMMANDS = {
@@ -144,5 +148,7 @@ COMMANDS = {
     "finetune": Command("Fine-tune a classifier from pretrained or random weights.", _finetune),
     "convert": Command("Turn a pretraining checkpoint into a dense timm model's weights.", _convert),
     "reconstruct": Command("Draw what a pretrained model makes of masked images.", _reconstruct),
-    "bench": Command("Measure time and memory of a pretraining step (fcmae bench step).", _bench),
+    "bench": Command(
+        "Measure a pretraining step (fcmae bench step) or each operation (fcmae bench ops).", _bench
+    ),
 }

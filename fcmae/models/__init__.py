@@ -5,9 +5,10 @@ from typing import get_args
 
 from fcmae.errors import InputError
 from fcmae.models.convnextv2 import ConvNeXtV2Encoder
-from fcmae.models.decoders import ConvNeXtDecoder
+from fcmae.models.decoders import ConvNeXtDecoder, TransformerDecoder
 from fcmae.models.encoder import Encoder
-from fcmae.models.presets import PRESETS, ConvNeXtV2Preset, find_preset, require_name
+from fcmae.models.presets import PRESETS, ConvNeXtV2Preset, ViTPreset, find_preset, require_name
+from fcmae.models.vit import Positions, ViTEncoder
 from sparse_ops import Backend, Scope
 
 __all__ = [
@@ -16,13 +17,15 @@ __all__ = [
     "ConvNeXtDecoder",
     "ConvNeXtV2Encoder",
     "Encoder",
+    "TransformerDecoder",
+    "ViTEncoder",
     "create_backbone",
     "find_preset",
     "require_name",
 ]
 
 # The encoder of each family: its arguments are the preset's fields and the options below.
-_FAMILIES = {ConvNeXtV2Preset: ConvNeXtV2Encoder}
+_FAMILIES = {ConvNeXtV2Preset: ConvNeXtV2Encoder, ViTPreset: ViTEncoder}
 
 
 def create_backbone(
@@ -37,6 +40,8 @@ def create_backbone(
     kernel_size: int | None = None,
     stem_stride: int | None = None,
     grn_scope: Scope | None = None,
+    num_heads: int | None = None,
+    positions: Positions | None = None,
 ) -> Encoder:
     """Build an encoder by its name; any field of the preset can be overridden.
 
@@ -44,7 +49,8 @@ def create_backbone(
     refused.
 
     Args:
-        name: `convnextv2_{atto,femto,pico,nano,tiny,small,base,large,huge}`.
+        name: `convnextv2_{atto,femto,pico,nano,tiny,small,base,large,huge}` or
+            `vit_{tiny,small,base,large,huge}_patch{16,14,8,7,4}`.
         in_chans: Channels of the images.
         drop_path: Stochastic depth of the last block, rising linearly.
         backend: Engine of the sparse operations.
@@ -54,6 +60,8 @@ def create_backbone(
         kernel_size: Side of the depthwise kernels, odd.
         stem_stride: Pixels per site of the first stage.
         grn_scope: Sites of GRN's statistics, "image" or "batch".
+        num_heads: Attention heads.
+        positions: Position embeddings of tokens, "fixed" or "learnt".
     Raises:
         InputError: unknown name (the nearest one is suggested), an option that the family lacks, or stages
             that do not fit together.
@@ -70,6 +78,8 @@ def create_backbone(
         "kernel_size": kernel_size,
         "stem_stride": stem_stride,
         "grn_scope": grn_scope,
+        "num_heads": num_heads,
+        "positions": positions,
     }
     given = {option: value for option, value in options.items() if value is not None}
     family = _FAMILIES[type(preset)]

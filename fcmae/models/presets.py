@@ -15,8 +15,18 @@ class ConvNeXtV2Preset:
     dims: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ViTPreset:
+    """Blocks, width, attention heads, and pixels per token."""
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    num_heads: int
+    stem_stride: int
+
+
 # Woo et al. 2023, appendix A.1, and the authors' repository.
-PRESETS: dict[str, ConvNeXtV2Preset] = {
+_CONVNEXTV2 = {
     "convnextv2_atto": ConvNeXtV2Preset(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320)),
     "convnextv2_femto": ConvNeXtV2Preset(depths=(2, 2, 6, 2), dims=(48, 96, 192, 384)),
     "convnextv2_pico": ConvNeXtV2Preset(depths=(2, 2, 6, 2), dims=(64, 128, 256, 512)),
@@ -28,8 +38,32 @@ PRESETS: dict[str, ConvNeXtV2Preset] = {
     "convnextv2_huge": ConvNeXtV2Preset(depths=(3, 3, 27, 3), dims=(352, 704, 1408, 2816)),
 }
 
+# Blocks, width and heads: Dosovitskiy et al. 2021, table 1; tiny and small: Touvron et al. 2021, table 1.
+_VIT = {
+    "tiny": (12, 192, 3),
+    "small": (12, 384, 6),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+    "huge": (32, 1280, 16),
+}
+# MAE takes patches of 16 and 14 pixels, MSN also 8, 7 and 4.
+_VIT_PATCHES = (16, 14, 8, 7, 4)
 
-def find_preset(name: str) -> ConvNeXtV2Preset:
+Preset = ConvNeXtV2Preset | ViTPreset
+
+PRESETS: dict[str, Preset] = {
+    **_CONVNEXTV2,
+    **{
+        f"vit_{size}_patch{patch}": ViTPreset(
+            depths=(depth,), dims=(dim,), num_heads=heads, stem_stride=patch
+        )
+        for size, (depth, dim, heads) in _VIT.items()
+        for patch in _VIT_PATCHES
+    },
+}
+
+
+def find_preset(name: str) -> Preset:
     """The preset of a backbone's name.
 
     Raises:

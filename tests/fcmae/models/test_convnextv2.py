@@ -49,7 +49,7 @@ def test_all_visible_sparse_is_timms_own_network(size: str) -> None:
     assert (dense - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("convnextv2")])
 def test_every_size_has_timms_state_dict(name: str) -> None:
     with torch.device("meta"):
         ours = fcmae.create_backbone(name).state_dict()

@@ -168,6 +168,7 @@ def build_network(spec: StepSpec) -> tuple[nn.Module, Tensor, int]:
         execution="masked_dense" if spec.arm == "direct" else spec.arm,
         backend=spec.backend,
     ).to(device)
+    assert isinstance(method, FCMAE)
     for module in method.modules():  # zero at the start, GRN would hide a difference between the arms
         if isinstance(module, GlobalResponseNorm):
             nn.init.normal_(module.weight, std=0.1)

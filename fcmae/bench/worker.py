@@ -19,18 +19,18 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 """Linux: writing 5 resets the peak of the resident memory, VmHWM."""
 
 
-def _reset_peak(device: str) -> int:
+def reset_peak(device: str) -> int:
     """Start a new peak of memory where the system can; returns the bytes in use, from which it is counted."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     if CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5")
-    return _peak_bytes(device)
+    return peak_bytes(device)
 
 
-def _peak_bytes(device: str) -> int:
-    """Most bytes in use since `_reset_peak`; where it cannot be reset, since the process began."""
+def peak_bytes(device: str) -> int:
+    """Most bytes in use since `reset_peak`; where it cannot be reset, since the process began."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     if CLEAR_REFS.exists():
@@ -45,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(spec.threads)
     network, step = build_step(spec)
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    before = _reset_peak(spec.device)
+    before = reset_peak(spec.device)
     for _ in range(WARM_UP):
         loss = step()
     print(json.dumps({"loss": float(loss), "parameters": parameters}), flush=True)
@@ -57,7 +57,7 @@ def main() -> None:
         if spec.device == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        peak = _peak_bytes(spec.device) - before
+        peak = peak_bytes(spec.device) - before
         print(json.dumps({"seconds": seconds, "peak_bytes_above_weights": peak}), flush=True)
 
 

@@ -30,7 +30,7 @@ def _locate(site_of_row, row_of_site, first_cell, n_cells, H, W, CELLS: tl.const
 
 
 @triton.jit
-def _channels(C, CELLS: tl.constexpr, BLOCK_C: tl.constexpr):
+def _channels(C: tl.constexpr, CELLS: tl.constexpr, BLOCK_C: tl.constexpr):
     """This program's channels and whether they exist, as whole blocks [CELLS, BLOCK_C]: what is loaded for
     every cell then has the rows' layout, where a broadcast would cross shared memory."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :] + tl.zeros([CELLS, 1], tl.int32)
@@ -45,14 +45,14 @@ def _neighbour(entry, y, x, exists, H, W, down, right):
 
 
 @triton.jit
-def _load_site(cells, present, C, Y: tl.constexpr, X: tl.constexpr):
+def _load_site(cells, present, C: tl.constexpr, Y: tl.constexpr, X: tl.constexpr):
     """Site (Y, X) of the cells that begin at the pointers `cells`: its place in Z-order, as float32."""
     row = (X & 1) + 2 * (Y & 1) + 2 * (X & 2) + 4 * (Y & 2)
     return tl.load(cells + row * C, mask=present, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _store_site(cells, value, present, C, Y: tl.constexpr, X: tl.constexpr):
+def _store_site(cells, value, present, C: tl.constexpr, Y: tl.constexpr, X: tl.constexpr):
     """The counterpart of `_load_site`."""
     row = (X & 1) + 2 * (Y & 1) + 2 * (X & 2) + 4 * (Y & 2)
     tl.store(cells + row * C, value.to(cells.dtype.element_ty), mask=present)
@@ -90,23 +90,23 @@ def conv_forward(
     row_of_site,
     out,
     n_cells,
-    C,
     H,
     W,
+    C: tl.constexpr,
     SIDE: tl.constexpr,
     K: tl.constexpr,
     CELLS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """CELLS cells x BLOCK_C channels a program: each site of a cell's halo is loaded once and added to every
-    output that it reaches. taps_and_bias is [K * K + 1, C]."""
+    output that it reaches. taps_and_bias is [K * K + 1, C] in float32, which spares the conversions."""
     row, entry, y, x0, exists = _locate(
         site_of_row, row_of_site, tl.program_id(0) * CELLS, n_cells, H, W, CELLS, SIDE
     )
     c, in_width = _channels(C, CELLS, BLOCK_C)
     taps = ()
     for i in tl.static_range(K * K + 1):
-        taps = taps + (tl.load(taps_and_bias + i * C + c, mask=in_width, other=0.0).to(tl.float32),)
+        taps = taps + (tl.load(taps_and_bias + i * C + c, mask=in_width, other=0.0),)
     sums = ()
     for _ in tl.static_range(SIDE * SIDE):
         sums = sums + (taps[K * K],)
@@ -127,7 +127,7 @@ def conv_forward(
         _store_site(out + c + row * C, sums[i], exists & in_width, C, i // SIDE, i % SIDE)
 
 
-@triton.jit(do_not_specialize=["n_cells", "cells_per_split", "H", "W"])
+@triton.jit(do_not_specialize=["n_cells", "cells_per_program", "H", "W"])
 def conv_wgrad(
     x,
     grad,
@@ -135,17 +135,18 @@ def conv_wgrad(
     row_of_site,
     partial,
     n_cells,
-    cells_per_split,
-    C,
+    cells_per_program,
     H,
     W,
+    C: tl.constexpr,
     SIDE: tl.constexpr,
     K: tl.constexpr,
     CELLS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sums of one split of the cells, [K * K + 1, C] of partial [splits, K * K + 1, C]: a gradient for each
-    tap, then the bias's. All taps stay in registers, so a halo is loaded once."""
+    """Sums over a share of the cells, CELLS of partial [splits, K * K + 1, C]: a gradient for each tap, then
+    the bias's. All taps stay in registers, so a halo is loaded once; and each cell of the block keeps its own
+    sums, since adding 50 of them across warps would take 200 barriers."""
     c, in_width = _channels(C, CELLS, BLOCK_C)
     sums = ()
     for _ in tl.static_range(K * K):
@@ -154,8 +155,8 @@ def conv_wgrad(
     REACH: tl.constexpr = (K // 2 + SIDE - 1) // SIDE
     SKIP: tl.constexpr = REACH * SIDE - K // 2
     END: tl.constexpr = SKIP + SIDE + K - 1
-    first = tl.program_id(0) * cells_per_split
-    for step in range(0, cells_per_split, CELLS):
+    first = tl.program_id(0) * cells_per_program
+    for step in range(0, cells_per_program, CELLS):
         row, entry, y, x0, exists = _locate(
             site_of_row, row_of_site, first + step, n_cells, H, W, CELLS, SIDE
         )
@@ -173,11 +174,11 @@ def conv_wgrad(
                         if (Y >= SKIP) & (Y < END) & (X >= SKIP) & (X < END):
                             value = _load_site(cells, present, C, Y % SIDE, X % SIDE)
                             sums = _add_to_taps(sums, value, grads, Y - SKIP, X - SKIP, SIDE, K)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    place = partial + tl.program_id(0).to(tl.int64) * (K * K + 1) * C + c
+    split = tl.program_id(0).to(tl.int64) * CELLS + tl.arange(0, CELLS)[:, None]
+    place = partial + split * (K * K + 1) * C + c
     for i in tl.static_range(K * K):
-        tl.store(place + i * C, tl.sum(sums[i], 0), mask=c < C)
-    tl.store(place + K * K * C, tl.sum(bias, 0), mask=c < C)
+        tl.store(place + i * C, sums[i], mask=in_width)
+    tl.store(place + K * K * C, bias, mask=in_width)
 
 
 @triton.jit(do_not_specialize=["n_cells", "H", "W", "K"])
@@ -188,10 +189,10 @@ def any_forward(
     row_of_site,
     out,
     n_cells,
-    C,
     H,
     W,
     K,
+    C: tl.constexpr,
     CELLS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -200,16 +201,16 @@ def any_forward(
         site_of_row, row_of_site, tl.program_id(0) * CELLS, n_cells, H, W, CELLS, 1
     )
     c, in_width = _channels(C, CELLS, BLOCK_C)
-    sums = tl.load(taps_and_bias + K * K * C + c, mask=in_width, other=0.0).to(tl.float32)
+    sums = tl.load(taps_and_bias + K * K * C + c, mask=in_width, other=0.0)
     for i in range(K * K):
         near = _neighbour(entry, y, x0, exists, H, W, i // K - K // 2, i % K - K // 2)
         value = _load_site(x + c + near.to(tl.int64) * C, (near >= 0) & in_width, C, 0, 0)
-        tap = tl.load(taps_and_bias + i * C + c, mask=in_width, other=0.0).to(tl.float32)
+        tap = tl.load(taps_and_bias + i * C + c, mask=in_width, other=0.0)
         sums += value * tap
     _store_site(out + c + row * C, sums, exists & in_width, C, 0, 0)
 
 
-@triton.jit(do_not_specialize=["n_cells", "cells_per_split", "H", "W", "K"])
+@triton.jit(do_not_specialize=["n_cells", "cells_per_program", "H", "W", "K"])
 def any_wgrad(
     x,
     grad,
@@ -217,25 +218,24 @@ def any_wgrad(
     row_of_site,
     partial,
     n_cells,
-    cells_per_split,
-    C,
+    cells_per_program,
     H,
     W,
     K,
+    C: tl.constexpr,
     CELLS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """`conv_wgrad` for any K: one tap of one split a program; tap K * K is the bias, which meets ones."""
+    """`conv_wgrad` for any K: one tap a program; tap K * K is the bias, which meets ones."""
     c, in_width = _channels(C, CELLS, BLOCK_C)
     tap = tl.program_id(2)
     sums = tl.zeros([CELLS, BLOCK_C], tl.float32)
-    first = tl.program_id(0) * cells_per_split
-    for step in range(0, cells_per_split, CELLS):
+    first = tl.program_id(0) * cells_per_program
+    for step in range(0, cells_per_program, CELLS):
         row, entry, y, x0, exists = _locate(site_of_row, row_of_site, first + step, n_cells, H, W, CELLS, 1)
         near = _neighbour(entry, y, x0, exists, H, W, tap // K - K // 2, tap % K - K // 2)
         value = _load_site(x + c + near.to(tl.int64) * C, (near >= 0) & in_width, C, 0, 0)
         value = tl.where(tap == K * K, 1.0, value)
         sums += value * _load_site(grad + c + row * C, exists & in_width, C, 0, 0)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    place = partial + (tl.program_id(0).to(tl.int64) * (K * K + 1) + tap) * C + c
-    tl.store(place, tl.sum(sums, 0), mask=c < C)
+    split = tl.program_id(0).to(tl.int64) * CELLS + tl.arange(0, CELLS)[:, None]
+    tl.store(partial + (split * (K * K + 1) + tap) * C + c, sums, mask=in_width)

@@ -13,11 +13,11 @@ from sparse_ops.backends.triton_gpu import conv_kernels
 UNROLLED = 7
 """Largest kernel side whose taps are unrolled; larger ones run a loop."""
 
-WGRAD_PROGRAMS = 1024
-"""Programs of a weight gradient: some waves on the largest GPU, while the partial sums stay small."""
+WGRAD_PROGRAMS = 512
+"""Programs of a weight gradient: two waves on the largest GPU, and few enough partial sums."""
 
 WGRAD_STEPS = 4
-"""Fewest groups of cells a program of a weight gradient sums, or its partial sums outweigh its input."""
+"""Fewest blocks of cells that a program of a weight gradient sums, or its partial sums outweigh its input."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,15 @@ class Config:
     num_warps: int = 4
 
 
-# Two channels a thread: half the loads of one, and registers enough for 49 taps and 16 sums.
-CONFIGS = (Config(4, 64), Config(8, 32), Config(16, 16))
+# Two channels a thread fill the registers where 49 taps meet 16 sums, or are sums themselves.
+NARROW = (Config(4, 64), Config(8, 32), Config(16, 16))
+# Elsewhere four channels share the arithmetic of a look-up.
+WIDE = (Config(4, 128), Config(8, 64), Config(16, 32))
 
 
-def config_for(channels: int) -> Config:
+def config_for(channels: int, configs: tuple[Config, ...]) -> Config:
     """The configuration that pads the channels least; of equals the widest."""
-    return min(CONFIGS, key=lambda config: triton.cdiv(channels, config.block_c) * config.block_c)
+    return min(configs, key=lambda config: triton.cdiv(channels, config.block_c) * config.block_c)
 
 
 def _launch(
@@ -64,10 +66,10 @@ def _launch(
 
 
 def taps_and_bias(weight: Tensor, bias: Tensor | None, *, flipped: bool) -> Tensor:
-    """[C, 1, k, k] and [C] -> [k * k + 1, C]; flipped, the forward's kernel gives the data gradient."""
-    taps = weight.flatten(1).t()
+    """[C, 1, k, k] and [C] -> float32 [k * k + 1, C]; flipped, the forward gives the data gradient."""
+    taps = weight.flatten(1).t().float()
     rows = taps.flip(0) if flipped else taps
-    last = weight.new_zeros(1, weight.shape[0]) if bias is None else bias[None]
+    last = taps.new_zeros(1, taps.shape[1]) if bias is None else bias[None].float()
     return torch.cat([rows, last])
 
 
@@ -86,15 +88,15 @@ def forward_rows(
     rows, channels = x.shape
     if rows == 0:
         return out
-    config = config or config_for(channels)
     unrolled = kernel <= UNROLLED
+    config = config or config_for(channels, NARROW if unrolled and side == 4 else WIDE)
     n_cells = rows // side**2 if unrolled else rows
     grid = (triton.cdiv(n_cells, config.cells), triton.cdiv(channels, config.block_c))
-    operands = (x, taps, site_of_row, row_of_site, out, n_cells, channels, *row_of_site.shape[1:])
+    operands = (x, taps, site_of_row, row_of_site, out, n_cells, *row_of_site.shape[1:])
     if unrolled:
-        _launch(conv_kernels.conv_forward, grid, config, *operands, SIDE=side, K=kernel)
+        _launch(conv_kernels.conv_forward, grid, config, *operands, C=channels, SIDE=side, K=kernel)
     else:
-        _launch(conv_kernels.any_forward, grid, config, *operands, kernel)
+        _launch(conv_kernels.any_forward, grid, config, *operands, kernel, C=channels)
     return out
 
 
@@ -113,20 +115,22 @@ def weight_gradient(
     Each program sums a fixed share of the cells, and a second pass adds the shares in a fixed order.
     """
     rows, channels = x.shape
-    config = config or config_for(channels)
     unrolled = kernel <= UNROLLED
+    config = config or config_for(channels, NARROW if unrolled else WIDE)
     n_cells = rows // side**2 if unrolled else rows
     blocks, groups = triton.cdiv(channels, config.block_c), triton.cdiv(n_cells, config.cells)
-    splits = max(1, min(WGRAD_PROGRAMS // blocks, groups // WGRAD_STEPS))
-    cells_per_split = triton.cdiv(groups, splits) * config.cells
-    splits = triton.cdiv(n_cells, cells_per_split) if rows else 0
-    partial = x.new_empty((splits, kernel * kernel + 1, channels), dtype=torch.float32)
-    operands = (x, grad, site_of_row, row_of_site, partial, n_cells, cells_per_split, channels)
+    steps = max(WGRAD_STEPS, triton.cdiv(groups * blocks, WGRAD_PROGRAMS))
+    programs = triton.cdiv(groups, steps)
+    shape = (programs * config.cells, kernel * kernel + 1, channels)
+    partial = x.new_empty(shape, dtype=torch.float32)
+    operands = (x, grad, site_of_row, row_of_site, partial, n_cells, steps * config.cells)
     operands = (*operands, *row_of_site.shape[1:])
     if rows and unrolled:
-        _launch(conv_kernels.conv_wgrad, (splits, blocks), config, *operands, SIDE=side, K=kernel)
+        _launch(
+            conv_kernels.conv_wgrad, (programs, blocks), config, *operands, C=channels, SIDE=side, K=kernel
+        )
     elif rows:
-        grid = (splits, blocks, kernel * kernel + 1)
-        _launch(conv_kernels.any_wgrad, grid, config, *operands, kernel)
+        grid = (programs, blocks, kernel * kernel + 1)
+        _launch(conv_kernels.any_wgrad, grid, config, *operands, kernel, C=channels)
     total = partial.sum(0)
     return total[:-1].t().reshape(channels, 1, kernel, kernel), total[-1]

@@ -4,16 +4,25 @@ import inspect
 from typing import get_args
 
 from fcmae.errors import InputError
+from fcmae.models.convmae import ConvMAEEncoder
 from fcmae.models.convnextv2 import ConvNeXtV2Encoder
 from fcmae.models.decoders import ConvNeXtDecoder, TransformerDecoder
 from fcmae.models.encoder import Encoder
-from fcmae.models.presets import PRESETS, ConvNeXtV2Preset, ViTPreset, find_preset, require_name
+from fcmae.models.presets import (
+    PRESETS,
+    ConvMAEPreset,
+    ConvNeXtV2Preset,
+    ViTPreset,
+    find_preset,
+    require_name,
+)
 from fcmae.models.vit import Positions, ViTEncoder
 from sparse_ops import Backend, Scope
 
 __all__ = [
     "BACKBONE_OPTIONS",
     "PRESETS",
+    "ConvMAEEncoder",
     "ConvNeXtDecoder",
     "ConvNeXtV2Encoder",
     "Encoder",
@@ -25,7 +34,11 @@ __all__ = [
 ]
 
 # The encoder of each family: its arguments are the preset's fields and the options below.
-_FAMILIES = {ConvNeXtV2Preset: ConvNeXtV2Encoder, ViTPreset: ViTEncoder}
+_FAMILIES = {
+    ConvNeXtV2Preset: ConvNeXtV2Encoder,
+    ConvMAEPreset: ConvMAEEncoder,
+    ViTPreset: ViTEncoder,
+}
 
 
 def create_backbone(
@@ -49,8 +62,8 @@ def create_backbone(
     refused.
 
     Args:
-        name: `convnextv2_{atto,femto,pico,nano,tiny,small,base,large,huge}` or
-            `vit_{tiny,small,base,large,huge}_patch{16,14,8,7,4}`.
+        name: `convnextv2_{atto,femto,pico,nano,tiny,small,base,large,huge}`,
+            `convmae_{small,base,large,huge}` or `vit_{tiny,small,base,large,huge}_patch{16,14,8,7,4}`.
         in_chans: Channels of the images.
         drop_path: Stochastic depth of the last block, rising linearly.
         backend: Engine of the sparse operations.

@@ -25,6 +25,16 @@ class ViTPreset:
     stem_stride: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvMAEPreset:
+    """Blocks, width and hidden features of the three stages, and attention heads of the last."""
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    num_heads: int
+    mlp_ratio: tuple[int, ...]
+
+
 # Woo et al. 2023, appendix A.1, and the authors' repository.
 _CONVNEXTV2 = {
     "convnextv2_atto": ConvNeXtV2Preset(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320)),
@@ -49,10 +59,25 @@ _VIT = {
 # MAE takes patches of 16 and 14 pixels, MSN also 8, 7 and 4.
 _VIT_PATCHES = (16, 14, 8, 7, 4)
 
-Preset = ConvNeXtV2Preset | ViTPreset
+# Base: the authors' repository, which holds no other size. The others: re-implementations of it, FastConvMAE's
+# for small, DMJD's and a denoising ConvMAE's for large, the latter's alone for huge. The weights released as
+# large and huge have other ratios, and huge another patch (Alpha-VL/ConvMAE issue 32).
+_CONVMAE = {
+    "convmae_small": ConvMAEPreset(depths=(2, 2, 11), dims=(128, 256, 384), num_heads=6, mlp_ratio=(4, 4, 4)),
+    "convmae_base": ConvMAEPreset(depths=(2, 2, 11), dims=(256, 384, 768), num_heads=12, mlp_ratio=(4, 4, 4)),
+    "convmae_large": ConvMAEPreset(
+        depths=(2, 2, 23), dims=(384, 768, 1024), num_heads=16, mlp_ratio=(8, 8, 4)
+    ),
+    "convmae_huge": ConvMAEPreset(
+        depths=(2, 2, 31), dims=(768, 1024, 1280), num_heads=16, mlp_ratio=(8, 8, 4)
+    ),
+}
+
+Preset = ConvNeXtV2Preset | ConvMAEPreset | ViTPreset
 
 PRESETS: dict[str, Preset] = {
     **_CONVNEXTV2,
+    **_CONVMAE,
     **{
         f"vit_{size}_patch{patch}": ViTPreset(
             depths=(depth,), dims=(dim,), num_heads=heads, stem_stride=patch

@@ -1,7 +1,7 @@
 """The GPU engine: Triton kernels over the rows of the active sites.
 
-`conv.py` holds the convolution's ops, `conv_kernels.py` its kernels. Triton is imported when the first op
-runs, never before.
+`conv.py` and `grn.py` hold the ops, the files that begin with their names the kernels and their launches.
+Triton is imported when the first op runs, never before.
 """
 
 import importlib.util
@@ -10,10 +10,11 @@ import os
 import torch
 
 from sparse_ops.backends.triton_gpu.conv import subm_conv2d
+from sparse_ops.backends.triton_gpu.grn import global_response_norm, grn_mlp
 from sparse_ops.dispatch import Backend, Call
-from sparse_ops.rows import downsample_conv2d, global_response_norm
+from sparse_ops.rows import downsample_conv2d
 
-__all__ = ["downsample_conv2d", "global_response_norm", "reasons", "subm_conv2d"]
+__all__ = ["downsample_conv2d", "global_response_norm", "grn_mlp", "reasons", "subm_conv2d"]
 
 # Read once: torch.compile traces `reasons` and follows neither.
 _INSTALLED = importlib.util.find_spec("triton") is not None

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from fcmae.config import require
 from fcmae.errors import InputError
-from fcmae.models import PRESETS, ConvNeXtDecoder, ConvNeXtV2Encoder, create_backbone, find_preset
+from fcmae.models import PRESETS, ConvNeXtDecoder, ConvNeXtV2Encoder, create_backbone
+from fcmae.models.presets import ConvNeXtV2Preset, require_name
 
 _BLOCK = re.compile(r"encoder\.stages\.(\d+)\.blocks\.(\d+)\..+")
 _DECODER_BLOCK = re.compile(r"decoder\.blocks\.(\d+)\.")
+_PRESETS = {name: preset for name, preset in PRESETS.items() if isinstance(preset, ConvNeXtV2Preset)}
 _STAGES = 4  # timm's ConvNeXt has no other number
 
 
@@ -37,7 +39,7 @@ class Architecture:
     kernel_size: int = 7
 
     def __post_init__(self) -> None:
-        find_preset(self.backbone)
+        require_name("backbone", "a size of ConvNeXt V2", self.backbone, _PRESETS)
         for name, values in (("depths", self.depths), ("dims", self.dims)):
             require(
                 values is None or len(values) == _STAGES,
@@ -102,6 +104,53 @@ class Architecture:
             for info in model.feature_info:
                 info["reduction"] = info["reduction"] * stride // 4
         return model
+
+    def transformers_options(self) -> dict[str, Any]:
+        """Keyword arguments of transformers.ConvNextV2Config."""
+        preset = _PRESETS[self.backbone]
+        return {
+            "depths": list(self.depths or preset.depths),
+            "hidden_sizes": list(self.dims or preset.dims),
+            "num_channels": self.in_chans,
+            "patch_size": self.stem_stride,
+            "layer_norm_eps": 1e-6,  # of the head; its default is 1e-12
+        }
+
+    def require_fits(self, target: str) -> None:
+        """Raise InputError where the target's library can build no such network."""
+        if self.kernel_size != 7 and target in ("official", "transformers", "mmpretrain"):
+            raise InputError(
+                f"target: expected 7x7 kernels for {target}, got {self.kernel_size}. "
+                "Use --target timm or fcmae."
+            )
+        if self.stem_stride != 4 and target == "official":
+            raise InputError(
+                f"target: expected a stem of stride 4 for official, got {self.stem_stride}. "
+                "Use --target timm, transformers or mmpretrain."
+            )
+
+    def call(self, target: str, out: str) -> str:
+        """How a reader makes the model that converted weights at `out` fit."""
+        wide = self.transformers_options()
+        if target == "transformers":
+            options = ", ".join(f"{name}={value}" for name, value in wide.items())
+            return f"transformers.ConvNextV2Config({options})"
+        if target == "mmpretrain":
+            return (
+                f"dict(type='ConvNeXt', arch=dict(depths={wide['depths']}, channels={wide['hidden_sizes']}), "
+                f"in_channels={self.in_chans}, stem_patch_size={self.stem_stride}, use_grn=True, "
+                "layer_scale_init_value=0.0)"
+            )
+        if target == "official":
+            return (
+                f"ConvNeXtV2(in_chans={self.in_chans}, depths={wide['depths']}, dims={wide['hidden_sizes']})"
+            )
+        if target == "fcmae":
+            return f'fcmae.load_weights(module, "{out}")'
+        if not self.has_timm_stem:
+            return f'fcmae.convert.open_source("{out}").architecture().create_timm()'
+        options = "".join(f", {name}={value}" for name, value in self.timm_options().items())
+        return f'timm.create_model("{self.backbone}"{options})'
 
     def timm_shapes(self, *, num_classes: int) -> dict[str, torch.Size]:
         """Name -> shape of the timm model's state dict; nothing is allocated."""
@@ -176,7 +225,7 @@ def from_shapes(weights: Mapping[str, Tensor]) -> Architecture:
     dims = tuple(kernel.shape[0] for kernel in kernels)
     stem = _weight(weights, "encoder.stem.0.weight", 4)
     fc1 = _weight(weights, "encoder.stages.0.blocks.0.mlp.fc1.weight", 2, 4)
-    same = [name for name, preset in PRESETS.items() if (preset.depths, preset.dims) == (depths, dims)]
+    same = [name for name, preset in _PRESETS.items() if (preset.depths, preset.dims) == (depths, dims)]
     return Architecture(
         backbone=same[0] if same else "convnextv2_atto" if fc1.ndim == 4 else "convnextv2_tiny",
         in_chans=stem.shape[1],

@@ -31,15 +31,16 @@ def convert_source(
             f"target: expected {' or '.join(formats)} for {source.family.name}, got {target}. "
             "Choose one of them."
         )
+    architecture.require_fits(target)
     ours = source.ours()
     head = ours.get("head.fc.weight")
+    # What is converted to a classifier's format and lacks a head is told so. Ours need not be a classifier.
+    num_classes = len(head) if head is not None else 0 if target == "fcmae" else 1000
     if target == "timm":  # timm itself knows best
-        shapes = architecture.timm_shapes(num_classes=1000 if head is None else len(head))
+        shapes = architecture.timm_shapes(num_classes=num_classes)
     else:
         decoder = {name: tensor for name, tensor in ours.items() if name.startswith("decoder.")}
-        shapes = formats[target].shapes_of(
-            architecture.our_shapes(num_classes=0 if head is None else len(head), decoder=decoder)
-        )
+        shapes = formats[target].shapes_of(architecture.our_shapes(num_classes=num_classes, decoder=decoder))
     return transfer(source.weights, source=source.format, target=formats[target], target_shapes=shapes)
 
 

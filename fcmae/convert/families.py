@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from fcmae.convert import architecture
+from fcmae.convert import architecture, verify_convnextv2
 from fcmae.convert.architecture import Architecture
 from fcmae.convert.formats import Format
 from fcmae.convert.formats.convnextv2 import FORMATS as CONVNEXTV2_FORMATS
 from fcmae.convert.report import shorten
+from fcmae.convert.verify import StageDifference
 from fcmae.errors import InputError
 
 
@@ -24,6 +25,15 @@ class Family:
     """Of a pretraining checkpoint's config."""
     from_shapes: Callable[[Mapping[str, Tensor]], Architecture]
     """Of weights under our names."""
+    compare: Callable[
+        [Mapping[str, Tensor], Mapping[str, Tensor], Format, Architecture], list[StageDifference]
+    ]
+    """(source's weights under our names, converted ones, their format, architecture) -> how far the outputs
+    are apart."""
+    dense_model: Callable[[Mapping[str, Tensor], Format, Architecture], nn.Module]
+    """(weights, their format, architecture) -> timm's model with them."""
+    folds: Mapping[str, str]
+    """Our name of a LayerNorm -> that of the linear layer which alone reads it."""
 
 
 CONVNEXTV2 = Family(
@@ -31,6 +41,14 @@ CONVNEXTV2 = Family(
     formats=CONVNEXTV2_FORMATS,
     from_config=architecture.from_config,
     from_shapes=architecture.from_shapes,
+    compare=verify_convnextv2.compare_outputs,
+    dense_model=verify_convnextv2.dense_model,
+    # Not the stem's: a depthwise convolution with padding and a residual read it.
+    folds={
+        "encoder.stages.{stage}.downsample.0": "encoder.stages.{stage}.downsample.1",
+        "encoder.stages.{stage}.blocks.{block}.norm": "encoder.stages.{stage}.blocks.{block}.mlp.fc1",
+        "head.norm": "head.fc",
+    },
 )
 FAMILIES = (CONVNEXTV2,)
 SOURCES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.formats))

@@ -174,12 +174,17 @@ def check_writable(path: str | Path, *, force: bool) -> None:
 
 
 def write_weights(
-    path: str | Path, state_dict: Mapping[str, Tensor], *, metadata: Mapping[str, str], force: bool
+    path: str | Path,
+    state_dict: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, str],
+    force: bool,
+    key: str = "state_dict",
 ) -> None:
     """Write weights so that `path` holds all of them or what it held before.
 
-    `.safetensors` stores `metadata` in its header; `.pth` is `{"state_dict": ..., "metadata": ...}`, which
-    timm reads.
+    `.safetensors` stores `metadata` in its header; `.pth` is `{key: ..., "metadata": ...}`: timm and
+    mmpretrain read `state_dict`, the original projects `model`.
 
     Raises:
         InputError: the suffix is neither, `path` exists and `force` is off, or the system refuses to write.
@@ -193,7 +198,7 @@ def write_weights(
         if path.suffix == ".safetensors":
             safetensors.torch.save_file(tensors, temporary, metadata=dict(metadata))
         else:
-            torch.save({"state_dict": tensors, "metadata": dict(metadata)}, temporary)
+            torch.save({key: tensors, "metadata": dict(metadata)}, temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -25,6 +25,14 @@ class Report:
             *_by_reason("missing ", self.missing),
         ]
 
+    def table(self) -> list[str]:
+        """A line for every key."""
+        return [
+            *(f"mapped   {key} -> {name}" for key, name in self.mapped.items()),
+            *(f"dropped  {key}: {reason}" for key, reason in self.dropped.items()),
+            *(f"missing  {key}: {reason}" for key, reason in self.missing.items()),
+        ]
+
 
 def _by_reason(title: str, keys: dict[str, str]) -> list[str]:
     groups: dict[str, list[str]] = {}

@@ -93,22 +93,23 @@ class Format:
 
     @cached_property
     def _forward(self) -> _Table:
-        return [(_pattern(theirs), _written(ours)) for theirs, ours in self.names.items()]
+        return [(pattern_of(theirs), _written(ours)) for theirs, ours in self.names.items()]
 
     @cached_property
     def _backward(self) -> _Table:
-        return [(_pattern(ours), _written(theirs)) for theirs, ours in self.names.items()]
+        return [(pattern_of(ours), _written(theirs)) for theirs, ours in self.names.items()]
 
     @cached_property
     def _dropped(self) -> _Table:
-        return [(_pattern(theirs), why) for theirs, why in self.dropped.items()]
+        return [(pattern_of(theirs), why) for theirs, why in self.dropped.items()]
 
     @cached_property
     def _layouts(self) -> list[tuple[re.Pattern[str], Layout]]:
-        return [(_pattern(name), layout) for name, layout in self.layouts.items()]
+        return [(pattern_of(name), layout) for name, layout in self.layouts.items()]
 
 
-def _pattern(template: str) -> re.Pattern[str]:
+def pattern_of(template: str) -> re.Pattern[str]:
+    """What a name with fields stands for; the fields are the groups."""
     parts, end = [], 0
     for found in _FIELD.finditer(template):
         parts.append(re.escape(template[end : found.start()]))

@@ -1,5 +1,6 @@
 """The command: a run folder becomes verified dense weights, and nothing is lost on the way."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,12 +16,15 @@ from torch import Tensor
 from fcmae import cli
 from fcmae.convert.architecture import Architecture
 from fcmae.convert.command import convert_checkpoint, main
+from fcmae.convert.families import CONVNEXTV2
 from fcmae.convert.files import read_checkpoint
 from fcmae.convert.source import open_source
-from fcmae.convert.verify import StageDifference, check_differences, compare_outputs
+from fcmae.convert.verify import StageDifference, check_differences
+from fcmae.convert.verify_convnextv2 import compare_outputs
 from fcmae.errors import InputError
 
 ROOT = Path(__file__).parents[3]
+TIMM = CONVNEXTV2.formats["timm"]
 SIZES = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
 NAME = "convnextv2_atto_timm.safetensors"
 
@@ -151,10 +155,10 @@ def test_one_perturbed_weight_fails_verification_from_its_stage_on(
     key: str, first_stage: int, pair: tuple[dict[str, Tensor], dict[str, Tensor], Architecture]
 ) -> None:
     ours, converted, architecture = pair
-    check_differences(compare_outputs(ours, converted, architecture))
+    check_differences(compare_outputs(ours, converted, TIMM, architecture))
     changed = converted[key].clone()
     changed.view(-1)[0] += 0.1
-    differences = compare_outputs(ours, {**converted, key: changed}, architecture)
+    differences = compare_outputs(ours, {**converted, key: changed}, TIMM, architecture)
     against_timm = [found.relative > 1e-4 for found in differences[:4]]
     assert against_timm == [stage >= first_stage for stage in range(4)]
     assert all(found.relative < 1e-5 for found in differences[4:])  # ours against ours: not touched
@@ -163,8 +167,9 @@ def test_one_perturbed_weight_fails_verification_from_its_stage_on(
 
 
 def test_nothing_is_written_when_verification_fails(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worse = StageDifference(comparison="all visible", stage=2, absolute=1.0, scale=10.0)
-    monkeypatch.setattr("fcmae.convert.command.compare_outputs", lambda *arguments: [worse])
+    worse = StageDifference(comparison="all visible", stage="stage 2", absolute=1.0, scale=10.0)
+    broken = dataclasses.replace(CONVNEXTV2, compare=lambda *arguments: [worse])
+    monkeypatch.setattr("fcmae.convert.families.FAMILIES", (broken,))
     with pytest.raises(InputError, match=r"got 1\.0e-01 \(all visible, stage 2\)"):
         convert_checkpoint(small_run, log=lambda line: None)
     assert not (small_run / NAME).exists()
@@ -172,7 +177,7 @@ def test_nothing_is_written_when_verification_fails(small_run: Path, monkeypatch
 
 def test_bound_is_relative_to_the_scale_and_nan_fails() -> None:
     def difference(absolute: float, scale: float) -> StageDifference:
-        return StageDifference(comparison="x", stage=0, absolute=absolute, scale=scale)
+        return StageDifference(comparison="x", stage="stage 0", absolute=absolute, scale=scale)
 
     check_differences([difference(0.9, 1e4), difference(0.0, 0.0)])
     for bad in (difference(1.1, 1e4), difference(float("nan"), float("nan")), difference(1e-3, 0.0)):

@@ -50,7 +50,7 @@ def test_round_trip_is_the_identity(
     assert_same(again, there)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("convnextv2")])
 def test_every_size_is_known_by_timms_shapes(name: str) -> None:
     with torch.device("meta"):
         expected = timm.create_model(name).state_dict()

@@ -7,14 +7,9 @@ Lengths of training are counted in optimiser steps, learning rates as `base_lr` 
 
 from fcmae.config.checks import check_range, require
 from fcmae.config.data import DataConfig
-from fcmae.config.model import (
-    EXECUTIONS,
-    METHOD_CONFIGS,
-    ClassifierConfig,
-    Execution,
-    FCMAEConfig,
-    ModelConfig,
-)
+from fcmae.config.methods import METHOD_CONFIGS
+from fcmae.config.model import EXECUTIONS, ClassifierConfig, Execution, FCMAEConfig, ModelConfig
+from fcmae.config.msn import MSNConfig
 from fcmae.config.runs import FinetuneConfig, PretrainConfig, RunConfig
 from fcmae.config.train import FinetuneTrainConfig, TrainConfig
 
@@ -27,6 +22,7 @@ __all__ = [
     "FCMAEConfig",
     "FinetuneConfig",
     "FinetuneTrainConfig",
+    "MSNConfig",
     "ModelConfig",
     "PretrainConfig",
     "RunConfig",

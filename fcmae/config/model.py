@@ -1,6 +1,5 @@
 """What is pretrained, by which method, and what is fine-tuned."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -61,10 +60,6 @@ class FCMAEConfig(ModelConfig):
     """`002`: weights of std 0.02. `original`: the original code's accidental std 1.0 in the encoder."""
     stem_stride: int | None = None
     """Pixels per site of the first stage; None: the preset's 4. 1 or 2 suit small images."""
-
-
-METHOD_CONFIGS: dict[str, Callable[[], ModelConfig]] = {"fcmae": FCMAEConfig}
-"""The defaults of the `model` section of each method."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,20 @@ class TrainConfig:
     """Forward passes per optimiser step."""
     base_lr: float = 1.5e-4
     """Learning rate per 256 images (the paper: 1.5e-4)."""
+    start_lr: float = 0.0
+    """Learning rate that the warm-up rises from."""
     min_lr: float = 0.0
     """Learning rate at the last step."""
     warmup_steps: int = 12_500
     """Steps of linear warm-up (the paper: 40 epochs of 800); a shorter run stays in its warm-up."""
+    schedule_stretch: float = 1.0
+    """Length of the schedules as a multiple of `steps`: over 1, none reaches its end (original MSN: 1.25)."""
     weight_decay: float = 0.05
+    final_weight_decay: float | None = None
+    """Weight decay at the last step, approached by half a cosine; None: constant."""
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float | None = None
-    """Largest norm of the gradient; None: not clipped."""
+    """Largest norm of the gradient of all parameters together; None: not clipped."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast; weights and optimiser state stay in float32."""
     compile: bool = False
@@ -52,6 +58,15 @@ class TrainConfig:
             require(value >= 1, f"train.{name}: expected at least 1, got {value}.")
         require(self.warmup_steps >= 0, f"train.warmup_steps: expected 0 or more, got {self.warmup_steps}.")
         require(self.base_lr > 0, f"train.base_lr: expected a positive rate, got {self.base_lr:g}.")
+        require(
+            self.schedule_stretch >= 1,
+            f"train.schedule_stretch: expected at least 1, got {self.schedule_stretch:g}.",
+        )
+        require(
+            self.final_weight_decay is None or min(self.weight_decay, self.final_weight_decay) > 0,
+            f"train.final_weight_decay: expected positive values at both ends, got {self.weight_decay:g} to "
+            f"{self.final_weight_decay}.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from fcmae.data.transforms import (
     mean_std,
     pretrain_transform,
 )
+from fcmae.data.views import Views, ViewTransform, multi_crop
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -20,12 +21,15 @@ __all__ = [
     "ImageDataset",
     "Transform",
     "UnreadableImageError",
+    "ViewTransform",
+    "Views",
     "decode_image",
     "denormalise",
     "eval_transform",
     "evaluation_batches",
     "finetune_transform",
     "mean_std",
+    "multi_crop",
     "open_dataset",
     "pretrain_transform",
     "training_batches",

@@ -2,10 +2,10 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,21 +17,29 @@ from fcmae.data.sources import ImageDataset
 from fcmae.data.transforms import Transform
 from fcmae.errors import InputError
 
+Images = TypeVar("Images")
 
-class Batch(NamedTuple):
+
+class Batch(NamedTuple, Generic[Images]):
     """Images ready for the network, and what could not be read on the way."""
 
-    images: Tensor
-    """[B, C, H, W], float32, normalised."""
+    images: Images
+    """[B, C, H, W], float32, normalised; of a transform that makes views, the views with B in front."""
     labels: Tensor | None
     """[B], int64; None: unlabelled."""
     bad: list[str]
     """`name: reason` of each unreadable image met while this batch was made."""
 
+    @property
+    def size(self) -> int:
+        """Images, B."""
+        first = self.images[0] if isinstance(self.images, tuple) else self.images
+        return len(first)  # pyright: ignore[reportArgumentType]
+
 
 def training_batches(
     dataset: ImageDataset,
-    transform: Transform,
+    transform: Callable[[Tensor], Images],
     *,
     batch_size: int,
     seed: int,
@@ -40,7 +48,7 @@ def training_batches(
     workers: int,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[Batch]:
+) -> Iterator[Batch[Images]]:
     """Batches number `start` to `stop - 1` of an endless sequence of shuffled passes over the dataset.
 
     Batch i is a function of (dataset, transform, seed, i): the workers change nothing, and a run that starts
@@ -51,7 +59,8 @@ def training_batches(
 
     Args:
         dataset: Images; `batch_size` may exceed their number.
-        transform: May draw from torch's, numpy's and Python's global generators; their states are kept.
+        transform: To a tensor or to a named tuple of tensors, of the same shapes for every image. May draw
+            from torch's, numpy's and Python's global generators; their states are kept.
         batch_size: Images per rank.
         seed: Of the order and of the transform.
         start: First batch.
@@ -154,13 +163,14 @@ def _random_draws(seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Sample:
-    image: Tensor | None
+    image: Any
+    """What the transform made; None: unreadable."""
     label: int | None
     bad: list[str]
 
 
 class _TrainingSamples(Dataset[_Sample | InputError]):
-    def __init__(self, dataset: ImageDataset, transform: Transform, seed: int) -> None:
+    def __init__(self, dataset: ImageDataset, transform: Callable[[Tensor], Any], seed: int) -> None:
         self._dataset = dataset
         self._transform = transform
         self._seed = seed
@@ -203,7 +213,7 @@ def _label(dataset: ImageDataset, index: int) -> int | None:
 
 
 def _collate(samples: list[_Sample | InputError]) -> Batch | InputError:
-    images: list[Tensor] = []
+    images: list[Any] = []
     labels: list[int] = []
     bad: list[str] = []
     for sample in samples:
@@ -214,9 +224,13 @@ def _collate(samples: list[_Sample | InputError]) -> Batch | InputError:
             images.append(sample.image)
         if sample.label is not None:
             labels.append(sample.label)
-    return Batch(
-        torch.stack(images) if images else torch.empty(0), torch.tensor(labels) if labels else None, bad
-    )
+    return Batch(_stack(images) if images else torch.empty(0), torch.tensor(labels) if labels else None, bad)
+
+
+def _stack(images: list[Any]) -> Any:
+    if isinstance(images[0], tuple):
+        return type(images[0])(*(torch.stack(view) for view in zip(*images, strict=True)))
+    return torch.stack(images)
 
 
 def _batches(samples: Dataset, order: Iterable, workers: int) -> Iterator[Batch]:

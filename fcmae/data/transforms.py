@@ -45,7 +45,7 @@ def denormalise(images: Tensor, config: DataConfig) -> Tensor:
 
 def pretrain_transform(config: DataConfig) -> Transform:
     """Random resized crop (bicubic, antialiased), flip, normalisation."""
-    return v2.Compose([*_random_view(config), _normalise(config)])
+    return v2.Compose([*random_view(config), normalise(config)])
 
 
 def finetune_transform(config: DataConfig, *, rand_augment: str | None, random_erasing: float) -> Transform:
@@ -58,10 +58,10 @@ def finetune_transform(config: DataConfig, *, rand_augment: str | None, random_e
     Raises:
         InputError: RandAugment with other than 3 channels, or a description that timm refuses.
     """
-    steps: list[Transform] = _random_view(config)
+    steps: list[Transform] = random_view(config)
     if rand_augment is not None:
         steps.append(_rand_augment(rand_augment, config))
-    steps.append(_normalise(config))
+    steps.append(normalise(config))
     if random_erasing > 0:
         steps.append(RandomErasing(random_erasing, mode="pixel", device="cpu"))
     return v2.Compose(steps)
@@ -69,10 +69,11 @@ def finetune_transform(config: DataConfig, *, rand_augment: str | None, random_e
 
 def eval_transform(config: DataConfig) -> Transform:
     """Resizing to 256/224 of the crop's size at least, centre crop, normalisation."""
-    return v2.Compose([_ResizeToCover(config.size), v2.CenterCrop(config.size), _clip, _normalise(config)])
+    return v2.Compose([_ResizeToCover(config.size), v2.CenterCrop(config.size), _clip, normalise(config)])
 
 
-def _random_view(config: DataConfig) -> list[Transform]:
+def random_view(config: DataConfig) -> list[Transform]:
+    """Random resized crop and flip: the steps before what changes colours."""
     height, width = config.size
     low, high = (ratio * width / height for ratio in config.crop_ratio)
     crop = v2.RandomResizedCrop(
@@ -81,7 +82,8 @@ def _random_view(config: DataConfig) -> list[Transform]:
     return [crop, _clip, *([v2.RandomHorizontalFlip(0.5)] if config.flip else [])]
 
 
-def _normalise(config: DataConfig) -> Transform:
+def normalise(config: DataConfig) -> Transform:
+    """Pixels in [0, 1] minus the mean, over the standard deviation: the last step."""
     mean, std = mean_std(config)
     return v2.Normalize(mean.tolist(), std.tolist())
 

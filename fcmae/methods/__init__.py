@@ -11,12 +11,14 @@ from fcmae.errors import InputError
 from fcmae.methods.fcmae import FCMAE
 from fcmae.methods.masked_autoencoder import MaskedAutoencoder
 from fcmae.methods.method import Method
+from fcmae.methods.msn import MSN
 from fcmae.methods.output import MethodOutput, Reconstruction
 from fcmae.models import BACKBONE_OPTIONS, create_backbone, require_name
 
 __all__ = [
     "FCMAE",
     "METHODS",
+    "MSN",
     "MaskedAutoencoder",
     "Method",
     "MethodOutput",
@@ -25,7 +27,7 @@ __all__ = [
     "from_config",
 ]
 
-METHODS: dict[str, type[Method]] = {"fcmae": FCMAE}
+METHODS: dict[str, type[Method]] = {"fcmae": FCMAE, "msn": MSN}
 """Each takes an encoder of its `encoder_type`, `image_size`, and options of its own."""
 
 
@@ -35,7 +37,7 @@ def create_method(
     """Build a pretraining method.
 
     Args:
-        name: "fcmae".
+        name: "fcmae" or "msn".
         backbone: An encoder's name, or an encoder.
         image_size: Side of a square image, or (H, W), in pixels.
         **options: The method's (`mask_ratio`, `norm_pix_loss`, ...; see its class) and, for a backbone given

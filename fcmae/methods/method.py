@@ -1,10 +1,13 @@
 """What the pretraining loop relies on in every method."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fcmae.config import DataConfig
+from fcmae.data import pretrain_transform
 from fcmae.methods.output import MethodOutput
 from fcmae.models import Encoder
 
@@ -26,6 +29,10 @@ class Method(nn.Module):
         self.encoder = encoder
         self.in_chans = encoder.in_chans
 
+    def transform(self, data: DataConfig) -> Callable[[Tensor], Any]:
+        """What makes the `images` of `forward`, one image at a time: a random crop, or several views."""
+        return pretrain_transform(data)
+
     def draw_visible_ids(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The masks of a batch, for `forward`; int64."""
         raise NotImplementedError
@@ -38,5 +45,5 @@ class Method(nn.Module):
         """What follows an optimiser step, such as the average of a target network; most methods do nothing.
 
         Args:
-            progress: Share of the run's steps that are done, in (0, 1].
+            progress: Share of the schedule's steps that are done, in (0, 1].
         """

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from fcmae.errors import InputError
 from fcmae.masking import patch_grid
-from sparse_ops import ActiveSites
+from sparse_ops import ActiveSites, SparseImage
 
 
 class Encoder(nn.Module):
@@ -35,6 +35,27 @@ class Encoder(nn.Module):
     def max_stride(self) -> int:
         """Pixels per site of the last stage; the patch size is a multiple of it."""
         return self.strides[-1]
+
+    def embed(self, images: Tensor, *, sites: ActiveSites | None = None) -> Tensor:
+        """One vector an image: the mean of the last stage's features over the visible sites.
+
+        Hidden sites take no part: neither their features nor their number. The features have not gone
+        through a last norm, since a ConvNet's belongs to its head; who compares vectors normalises them.
+
+        Args:
+            images: [B, in_chans, H, W], H and W divisible by `max_stride`.
+            sites: The first stage's active sites; None: all of them.
+        Returns:
+            [B, dims[-1]]; 0 for an image without visible sites.
+        """
+        features = self(images, sites=sites)[-1]
+        if not isinstance(features, SparseImage):
+            return features.mean(dim=(1, 2))
+        rows, sites = features.features, features.sites
+        if sites.rows_per_image is not None:
+            return rows.unflatten(0, (sites.batch_size, -1)).mean(dim=1)
+        sums = rows.new_zeros(sites.batch_size, rows.shape[1]).index_add(0, sites.image_of_row, rows)
+        return sums / sites.row_offsets.diff().clamp(min=1).unsqueeze(1)
 
     def first_sites(
         self, images: Tensor, visible: Tensor | None, sites: ActiveSites | None

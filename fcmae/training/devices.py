@@ -73,7 +73,7 @@ class LossOf(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, images: Tensor, visible_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss of images [B, C, H, W] under their masks, and scalars for the log."""
+    def forward(self, images: Any, visible_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar loss of images [B, C, H, W], or of views, under their masks, and scalars for the log."""
         out = self.method(images, visible_ids=visible_ids)
         return out.loss, out.logs

@@ -25,13 +25,11 @@ from fcmae.training.guards import (
 from fcmae.training.logs import Pace, peak_memory_mb
 from fcmae.training.optim import (
     build_adamw,
+    follow_schedules,
     layer_scale,
-    learning_rate,
     load_optimizer_state,
     optimizer_state,
     parameter_groups,
-    peak_learning_rate,
-    set_learning_rate,
 )
 from fcmae.training.run import due, open_run
 from fcmae.training.seeding import seed_draws
@@ -92,7 +90,6 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     if ema is not None and "ema" in start.state:
         ema.module.load_state_dict(start.state["ema"])
     model, optimizer = fabric.setup(compiled(classifier, enabled=train.compile), adamw)
-    peak = peak_learning_rate(train, devices=devices)
     metrics: dict[str, float] = dict(start.state.get("metrics", {}))
 
     with open_run(fabric, config, start, model=classifier, images=len(dataset)) as log:
@@ -100,10 +97,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         pace = Pace()
         for step in range(start.step, train.steps):
             done = step + 1
-            lr = learning_rate(
-                step, peak=peak, minimum=train.min_lr, warmup_steps=train.warmup_steps, steps=train.steps
-            )
-            set_learning_rate(optimizer, lr)
+            lr = follow_schedules(optimizer, train, step=step, devices=devices)
 
             loss = 0.0
             for micro in range(train.accumulate):

@@ -1,6 +1,6 @@
 """What stops a run before it does harm: a loss that is not finite, too many unreadable images."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -73,15 +73,15 @@ def require_finite_weights(log: RunLog, model: nn.Module, *, step: int, lr: floa
         raise non_finite(log, "finite weights, got others", where, step=step, lr=lr)
 
 
-def first_non_finite(model: nn.Module, images: Tensor, **inputs: Any) -> str:
+def first_non_finite(model: nn.Module, images: Any, **inputs: Any) -> str:
     """Where the first value that is not finite is: the images, a weight, a module's output, or the loss.
 
     Args:
         model: Its forward pass is run under hooks.
-        images: Its first input.
+        images: Its first input, a tensor or a tuple of them.
         inputs: Its others, by name.
     """
-    if not images.isfinite().all():
+    if not all(tensor.isfinite().all() for tensor in _tensors(images)):
         return "the input images"
     weight = first_non_finite_weight(model)
     if weight is not None:
@@ -162,3 +162,40 @@ class BadImages:
         for batch in batches:
             self.note(batch.bad, step=step)
             yield batch
+
+
+COLLAPSE_BOUNDS = {"embedding_std": 0.01, "prototypes_in_use": 1.0}
+"""What a method that compares views logs -> the value that, or less than which, is a collapse.
+
+At a spread of 0.01 the encoder's vectors of all images lie within half a degree of each other on average,
+and one prototype in use means that all images are taken for the same.
+"""
+
+
+class CollapseGuard:
+    """Names a collapse: a logged value at its bound or below for several log lines on end.
+
+    The run goes on, since some recover. The log line (event "collapse") and the printed one come once for
+    each collapse, again after the value was above its bound, and anew in a resumed run.
+
+    Args:
+        log: The run's log.
+        lines: How many log lines on end make a collapse.
+    """
+
+    def __init__(self, log: RunLog, *, lines: int = 5) -> None:
+        self._log, self._lines = log, lines
+        self._low = dict.fromkeys(COLLAPSE_BOUNDS, 0)
+
+    def note(self, values: Mapping[str, float], *, step: int) -> None:
+        """Look at what a log line said; values without a bound are none of its business."""
+        for name in COLLAPSE_BOUNDS.keys() & values.keys():
+            value, bound = values[name], COLLAPSE_BOUNDS[name]
+            self._low[name] = self._low[name] + 1 if value <= bound else 0
+            if self._low[name] == self._lines:
+                self._log.write("collapse", step=step, of=name, value=value, bound=bound)
+                self._log.say(
+                    f"collapse at step {step}: {name} was at most {bound:g} in {self._lines} log lines, now "
+                    f"{value:.3g}. The encoder no longer tells images apart: raise "
+                    "model.me_max_weight, set model.sinkhorn_iterations=3 or lower train.base_lr."
+                )

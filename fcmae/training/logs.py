@@ -18,7 +18,7 @@ from fcmae.data import Batch
 from fcmae.errors import InputError
 
 # Events that the steps after a resumed one will produce again.
-_REPEATED = ("train", "eval", "bad_image")
+_REPEATED = ("train", "eval", "bad_image", "collapse")
 
 
 class RunLog:
@@ -141,7 +141,7 @@ class Pace:
         began = time.perf_counter()
         batch = next(batches)
         self._waited += time.perf_counter() - began
-        self._images += len(batch.images)
+        self._images += batch.size
         return batch
 
     def lap(self, *, devices: int) -> dict[str, float]:

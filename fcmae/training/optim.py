@@ -19,26 +19,59 @@ def peak_learning_rate(train: TrainConfig, *, devices: int) -> float:
     return train.base_lr * train.batch_size * train.accumulate * devices / 256
 
 
-def learning_rate(step: int, *, peak: float, minimum: float, warmup_steps: int, steps: int) -> float:
+def learning_rate(
+    step: int, *, peak: float, minimum: float, warmup_steps: int, steps: int, start: float = 0.0
+) -> float:
     """The learning rate of optimiser step `step` (counted from 0).
 
-    Linear warm-up reaches `peak` at step warmup_steps - 1; half a cosine falls from there to `minimum` at
-    the last step.
+    Linear warm-up from `start` reaches `peak` at step warmup_steps - 1; half a cosine falls from there to
+    `minimum` at the last step.
     """
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    share = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
-    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        return start + (peak - start) * (step + 1) / warmup_steps
+    return _half_cosine(step - warmup_steps, steps - warmup_steps, first=peak, last=minimum)
+
+
+def _half_cosine(step: int, steps: int, *, first: float, last: float) -> float:
+    share = min(1.0, step / max(1, steps - 1))
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def follow_schedules(
+    optimizer: torch.optim.Optimizer, train: TrainConfig, *, step: int, devices: int
+) -> float:
+    """Give every group its learning rate and weight decay for optimiser step `step` (counted from 0).
+
+    Returns:
+        The learning rate of groups without a factor.
+    """
+    steps = round(train.steps * train.schedule_stretch)
+    lr = learning_rate(
+        step,
+        peak=peak_learning_rate(train, devices=devices),
+        minimum=train.min_lr,
+        warmup_steps=train.warmup_steps,
+        steps=steps,
+        start=train.start_lr,
+    )
+    set_learning_rate(optimizer, lr)
+    if train.final_weight_decay is not None:
+        decay = _half_cosine(step, steps, first=train.weight_decay, last=train.final_weight_decay)
+        for group in optimizer.param_groups:
+            if group["weight_decay"]:
+                group["weight_decay"] = decay
+    return lr
 
 
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: to kernels and matrices, in pretraining and fine-tuning alike.
 
-    Exempt are 1-D parameters, biases, GRN's scale and shift, and the mask token, whatever their shape. The
+    Exempt are 1-D parameters, biases, GRN's scale and shift, the mask token and prototypes, whatever their
+    shape. The
     original code exempts GRN's parameters in fine-tuning but decays them and the mask token in pretraining,
     since it stores them as [1, C] (ConvNeXt-V2 issue 15).
     """
-    exempt = name.endswith((".bias", ".gamma", ".beta", "mask_token")) or ".grn." in name
+    exempt = name.endswith((".bias", ".gamma", ".beta", "mask_token", "prototypes")) or ".grn." in name
     return parameter.ndim > 1 and not exempt
 
 

@@ -7,20 +7,25 @@ import torch
 
 from fcmae.config import PretrainConfig
 from fcmae.config_io import to_dict
-from fcmae.data import open_dataset, pretrain_transform, training_batches
+from fcmae.data import open_dataset, training_batches
 from fcmae.methods import from_config
 from fcmae.training.checkpoints import checkpoint_folder, find_start, save_checkpoint
 from fcmae.training.devices import LossOf, compiled, launch_fabric
-from fcmae.training.guards import BadImages, LossReading, first_non_finite, non_finite, require_finite_weights
+from fcmae.training.guards import (
+    BadImages,
+    CollapseGuard,
+    LossReading,
+    first_non_finite,
+    non_finite,
+    require_finite_weights,
+)
 from fcmae.training.logs import Pace, peak_memory_mb
 from fcmae.training.optim import (
     build_adamw,
-    learning_rate,
+    follow_schedules,
     load_optimizer_state,
     optimizer_state,
     parameter_groups,
-    peak_learning_rate,
-    set_learning_rate,
 )
 from fcmae.training.run import due, open_run
 from fcmae.training.seeding import mask_generator, seed_draws
@@ -48,9 +53,11 @@ def pretrain(config: PretrainConfig) -> Path:
     start = find_start(config.resume, run_dir, kind="pretrain", config=to_dict(config))
 
     dataset = open_dataset(config.data, split="all", labelled=False)
+    seed_draws(train.seed)  # the initial weights
+    method = from_config(config.model, config.data).to(fabric.device)
     batches = training_batches(
         dataset,
-        pretrain_transform(config.data),
+        method.transform(config.data),
         batch_size=train.batch_size,
         seed=train.seed,
         start=start.step * train.accumulate,
@@ -60,31 +67,26 @@ def pretrain(config: PretrainConfig) -> Path:
         world_size=devices,
     )
 
-    seed_draws(train.seed)  # the initial weights
-    method = from_config(config.model, config.data).to(fabric.device)
     groups = parameter_groups(method, weight_decay=train.weight_decay)
     adamw = build_adamw(groups, betas=train.betas, device=fabric.device)
     if start.state:
         method.load_state_dict(start.state["model"])
         load_optimizer_state(adamw, start.state["optimizer"])
     loss_of, optimizer = fabric.setup(compiled(LossOf(method), enabled=train.compile), adamw)
-    peak = peak_learning_rate(train, devices=devices)
 
     with open_run(fabric, config, start, model=method, images=len(dataset)) as log:
         bad_images = BadImages(log, limit=config.data.max_bad_images, known=start.state.get("bad_images", ()))
+        collapse = CollapseGuard(log)
         pace = Pace()
         for step in range(start.step, train.steps):
             done = step + 1
-            lr = learning_rate(
-                step, peak=peak, minimum=train.min_lr, warmup_steps=train.warmup_steps, steps=train.steps
-            )
-            set_learning_rate(optimizer, lr)
+            lr = follow_schedules(optimizer, train, step=step, devices=devices)
 
             loss = 0.0
             for micro in range(train.accumulate):
                 batch = pace.fetch(batches)
                 bad_images.note(batch.bad, step=done)
-                images = batch.images.to(fabric.device, non_blocking=True)
+                images = fabric.to_device(batch.images)
 
                 place = (step, rank, micro)
                 seed_draws(train.seed, *place)
@@ -105,7 +107,7 @@ def pretrain(config: PretrainConfig) -> Path:
                 torch.nn.utils.clip_grad_norm_(method.parameters(), train.clip_grad)
             optimizer.step()
             optimizer.zero_grad()
-            method.after_step(done / train.steps)
+            method.after_step(done / (train.steps * train.schedule_stretch))
 
             log.advance(loss=loss)
             if due(done, train.log_every, train.steps):
@@ -113,6 +115,7 @@ def pretrain(config: PretrainConfig) -> Path:
                 memory = peak_memory_mb(fabric.device)
                 pace_now = pace.lap(devices=devices)
                 log.write("train", step=done, loss=loss, lr=lr, **further, **pace_now, memory_mb=memory)
+                collapse.note(further, step=done)
             if due(done, train.checkpoint_every, train.steps):
                 require_finite_weights(log, method, step=done, lr=lr)
                 if fabric.is_global_zero:

@@ -114,6 +114,9 @@ class Wrapped(nn.Module):
         super().__init__()
         self.inner = method
 
+    def transform(self, data: DataConfig) -> Any:
+        return self.inner.transform(data)
+
     def draw_visible_ids(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return self.inner.draw_visible_ids(images, generator)
 

@@ -1,0 +1,9 @@
+"""The `model` section of every method, in one table."""
+
+from collections.abc import Callable
+
+from fcmae.config.model import FCMAEConfig, ModelConfig
+from fcmae.config.msn import MSNConfig
+
+METHOD_CONFIGS: dict[str, Callable[[], ModelConfig]] = {"fcmae": FCMAEConfig, "msn": MSNConfig}
+"""The defaults of the `model` section of each method."""

@@ -3,7 +3,6 @@
 from torch import Tensor, nn
 
 from fcmae.config import EXECUTIONS, Execution
-from fcmae.masking import patchify, unpatchify
 from fcmae.methods.masked_autoencoder import MaskedAutoencoder
 from fcmae.models import ConvNeXtDecoder, ConvNeXtV2Encoder, require_name
 from fcmae.models.blocks import ConvNeXtV2Block
@@ -69,12 +68,7 @@ class FCMAE(MaskedAutoencoder):
             for _ in self.encoder.stages[1:]:
                 sites = sites.downsample(2)
             features = SparseImage.from_dense(features_of(features), sites)
-        pixels = self.decoder(features)
-        if self.patch_size == self.encoder.max_stride:
-            return pixels.flatten(1, 2)
-        stride = self.encoder.max_stride
-        image = unpatchify(pixels.flatten(1, 2), stride, grid=(pixels.shape[1], pixels.shape[2]))
-        return patchify(image, self.patch_size)
+        return self.patches_of(self.decoder(features))
 
 
 def _init_as_original(encoder: ConvNeXtV2Encoder, decoder: ConvNeXtDecoder) -> None:

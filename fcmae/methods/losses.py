@@ -21,15 +21,18 @@ def reconstruction_loss(pred: Tensor, patches: Tensor, masked: Tensor, *, norm_p
     Args:
         pred: Predicted patches, [B, L, D].
         patches: True patches, [B, L, D].
-        masked: bool [B, L], True = removed.
+        masked: bool [B, L], or [B, L, D] where patches are hidden in part; True = removed.
         norm_pix_loss: Normalise each true patch by its own mean and standard deviation first.
     Returns:
-        Scalar: the mean over D, then over the masked patches of the batch.
+        Scalar: the mean over the masked pixels of the batch, which for whole patches is the paper's mean over
+        D, then over the masked patches.
     Paper: He et al. 2021, MAE, section 3.
     """
     target = patches.to(torch.promote_types(patches.dtype, torch.float32))
     if norm_pix_loss:
         mean, std = patch_statistics(target)
         target = (target - mean) / std
-    error = (pred.to(target.dtype) - target).square().mean(dim=-1)
+    error = (pred.to(target.dtype) - target).square()
+    if masked.ndim == 2:
+        error = error.mean(dim=-1)
     return (error * masked).sum() / masked.sum()

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from fcmae.errors import InputError
-from fcmae.masking import count_visible, patch_grid, patchify, random_visible_ids, visible_from_ids
+from fcmae.masking import (
+    count_visible,
+    patch_grid,
+    patchify,
+    random_visible_ids,
+    unpatchify,
+    visible_from_ids,
+)
 from fcmae.methods.losses import reconstruction_loss
 from fcmae.methods.method import Method
 from fcmae.methods.output import Reconstruction
@@ -23,6 +30,8 @@ class MaskedAutoencoder(Method):
         patch_size: Side of a masking cell in pixels, a multiple of the encoder's largest stride.
         mask_ratio: Share of the cells that is hidden.
         norm_pix_loss: Normalise each target patch by its own mean and variance.
+    Attributes:
+        cell_size: Side of a masking cell in pixels: the patch, unless a method hides finer ones.
     Raises:
         InputError: sides or patch size do not fit, or the mask would hide nothing or everything.
     """
@@ -44,7 +53,7 @@ class MaskedAutoencoder(Method):
             )
         grid = patch_grid(image_size, patch_size)
         count_visible(grid[0] * grid[1], mask_ratio)
-        self.image_size, self.patch_size = image_size, patch_size
+        self.image_size, self.patch_size, self.cell_size = image_size, patch_size, patch_size
         self.mask_ratio, self.norm_pix_loss = mask_ratio, norm_pix_loss
 
     def forward(
@@ -66,7 +75,7 @@ class MaskedAutoencoder(Method):
                 compiles as one graph.
         """
         grid = self.grid_of(images)
-        tile = self.patch_size // self.encoder.strides[0]
+        tile = self.cell_size // self.encoder.strides[0]
         if visible is not None:
             if visible_ids is not None or tuple(visible.shape) != (images.shape[0], *grid):
                 raise InputError(
@@ -83,7 +92,10 @@ class MaskedAutoencoder(Method):
             sites = ActiveSites.from_visible_ids(visible_ids, grid=grid, tile=tile)
         pred = self.predict(images, sites)
         loss = reconstruction_loss(
-            pred, patchify(images, self.patch_size), ~visible.flatten(1), norm_pix_loss=self.norm_pix_loss
+            pred,
+            patchify(images, self.patch_size),
+            self.hidden_targets(visible),
+            norm_pix_loss=self.norm_pix_loss,
         )
         return Reconstruction(loss=loss, pred=pred, visible=visible)
 
@@ -91,13 +103,29 @@ class MaskedAutoencoder(Method):
         """Predicted patches [B, L, patch_size**2 * in_chans] from the first stage's active sites."""
         raise NotImplementedError
 
+    def patches_of(self, pixels: Tensor) -> Tensor:
+        """Predictions at the sites of the last stage, [B, h, w, max_stride**2 * in_chans], as patches
+        [B, L, patch_size**2 * in_chans].
+        """
+        stride = self.encoder.max_stride
+        if self.patch_size == stride:
+            return pixels.flatten(1, 2)
+        image = unpatchify(pixels.flatten(1, 2), stride, grid=(pixels.shape[1], pixels.shape[2]))
+        return patchify(image, self.patch_size)
+
+    def hidden_targets(self, visible: Tensor) -> Tensor:
+        """What the loss counts: the hidden patches, bool [B, L]."""
+        return ~visible.flatten(1)
+
     def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Patches of each image, (Gh, Gw).
+        """Masking cells of each image, (Gh, Gw).
 
         Raises:
             InputError: a side is not divisible by `patch_size`.
         """
-        return patch_grid((images.shape[2], images.shape[3]), self.patch_size)
+        height, width = patch_grid((images.shape[2], images.shape[3]), self.patch_size)
+        split = self.patch_size // self.cell_size
+        return height * split, width * split
 
     def draw_visible_ids(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A random mask for the images: as many visible patches in each, int64 [B, K], ascending."""

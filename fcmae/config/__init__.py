@@ -6,6 +6,7 @@ Lengths of training are counted in optimiser steps, learning rates as `base_lr` 
 """
 
 from fcmae.config.checks import check_range, require
+from fcmae.config.convmae import ConvMAEConfig
 from fcmae.config.data import DataConfig
 from fcmae.config.methods import METHOD_CONFIGS
 from fcmae.config.model import EXECUTIONS, ClassifierConfig, Execution, FCMAEConfig, ModelConfig
@@ -17,6 +18,7 @@ __all__ = [
     "EXECUTIONS",
     "METHOD_CONFIGS",
     "ClassifierConfig",
+    "ConvMAEConfig",
     "DataConfig",
     "Execution",
     "FCMAEConfig",

@@ -19,7 +19,7 @@ class ConvMAEConfig(ModelConfig):
     patch_size: int = 16
     """Side of a patch in pixels, a multiple of 16 (the paper: 16)."""
     mask_ratio: float = 0.75
-    """Share of the cells that is hidden; `int(cells * (1 - mask_ratio))` stay visible (the paper: 0.75)."""
+    """Share of the cells that is hidden; `int(cells * (1 - mask_ratio))` are visible (the paper: 0.75)."""
     mask_stride: int | None = None
     """Side of a masking cell in pixels; None: the patch, block-wise. 4: the paper's random mask of stage 1."""
     complementary_masks: bool = False

@@ -2,8 +2,13 @@
 
 from collections.abc import Callable
 
+from fcmae.config.convmae import ConvMAEConfig
 from fcmae.config.model import FCMAEConfig, ModelConfig
 from fcmae.config.msn import MSNConfig
 
-METHOD_CONFIGS: dict[str, Callable[[], ModelConfig]] = {"fcmae": FCMAEConfig, "msn": MSNConfig}
+METHOD_CONFIGS: dict[str, Callable[[], ModelConfig]] = {
+    "fcmae": FCMAEConfig,
+    "convmae": ConvMAEConfig,
+    "msn": MSNConfig,
+}
 """The defaults of the `model` section of each method."""

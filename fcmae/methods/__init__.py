@@ -8,6 +8,7 @@ from torch import nn
 
 from fcmae.config import DataConfig, ModelConfig
 from fcmae.errors import InputError
+from fcmae.methods.convmae import ConvMAE
 from fcmae.methods.fcmae import FCMAE
 from fcmae.methods.masked_autoencoder import MaskedAutoencoder
 from fcmae.methods.method import Method
@@ -17,6 +18,7 @@ from fcmae.models import BACKBONE_OPTIONS, create_backbone, require_name
 
 __all__ = [
     "FCMAE",
+    "ConvMAE",
     "METHODS",
     "MSN",
     "MaskedAutoencoder",
@@ -27,7 +29,7 @@ __all__ = [
     "from_config",
 ]
 
-METHODS: dict[str, type[Method]] = {"fcmae": FCMAE, "msn": MSN}
+METHODS: dict[str, type[Method]] = {"fcmae": FCMAE, "convmae": ConvMAE, "msn": MSN}
 """Each takes an encoder of its `encoder_type`, `image_size`, and options of its own."""
 
 
@@ -37,7 +39,7 @@ def create_method(
     """Build a pretraining method.
 
     Args:
-        name: "fcmae" or "msn".
+        name: "fcmae", "convmae" or "msn".
         backbone: An encoder's name, or an encoder.
         image_size: Side of a square image, or (H, W), in pixels.
         **options: The method's (`mask_ratio`, `norm_pix_loss`, ...; see its class) and, for a backbone given

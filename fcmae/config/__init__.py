@@ -8,6 +8,7 @@ Lengths of training are counted in optimiser steps, learning rates as `base_lr` 
 from fcmae.config.checks import check_range, require
 from fcmae.config.convmae import ConvMAEConfig
 from fcmae.config.data import DataConfig
+from fcmae.config.mae import MAEConfig
 from fcmae.config.methods import METHOD_CONFIGS
 from fcmae.config.model import EXECUTIONS, ClassifierConfig, Execution, FCMAEConfig, ModelConfig
 from fcmae.config.msn import MSNConfig
@@ -24,6 +25,7 @@ __all__ = [
     "FCMAEConfig",
     "FinetuneConfig",
     "FinetuneTrainConfig",
+    "MAEConfig",
     "MSNConfig",
     "ModelConfig",
     "PretrainConfig",

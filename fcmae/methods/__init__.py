@@ -10,6 +10,7 @@ from fcmae.config import DataConfig, ModelConfig
 from fcmae.errors import InputError
 from fcmae.methods.convmae import ConvMAE
 from fcmae.methods.fcmae import FCMAE
+from fcmae.methods.mae import MAE
 from fcmae.methods.masked_autoencoder import MaskedAutoencoder
 from fcmae.methods.method import Method
 from fcmae.methods.msn import MSN
@@ -18,9 +19,10 @@ from fcmae.models import BACKBONE_OPTIONS, create_backbone, require_name
 
 __all__ = [
     "FCMAE",
-    "ConvMAE",
+    "MAE",
     "METHODS",
     "MSN",
+    "ConvMAE",
     "MaskedAutoencoder",
     "Method",
     "MethodOutput",
@@ -29,7 +31,7 @@ __all__ = [
     "from_config",
 ]
 
-METHODS: dict[str, type[Method]] = {"fcmae": FCMAE, "convmae": ConvMAE, "msn": MSN}
+METHODS: dict[str, type[Method]] = {"fcmae": FCMAE, "convmae": ConvMAE, "mae": MAE, "msn": MSN}
 """Each takes an encoder of its `encoder_type`, `image_size`, and options of its own."""
 
 
@@ -39,7 +41,7 @@ def create_method(
     """Build a pretraining method.
 
     Args:
-        name: "fcmae", "convmae" or "msn".
+        name: "fcmae", "mae" or "msn".
         backbone: An encoder's name, or an encoder.
         image_size: Side of a square image, or (H, W), in pixels.
         **options: The method's (`mask_ratio`, `norm_pix_loss`, ...; see its class) and, for a backbone given

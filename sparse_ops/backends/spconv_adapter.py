@@ -1,10 +1,12 @@
 """spconv 2.3: regular convolutions, by the indices (image, y, x) of the rows. It has no depthwise one.
 
-Run in the tests: the CPU wheel 2.3.8, forward; the gradients only with a stand-in for the CUDA stream that
-its backward asks for. The calls are the same for the CUDA wheels, with which they have not been run.
+Run in the tests with the CPU wheel 2.3.8: the forward, and the gradients with a stand-in for the CUDA stream
+that its backward asks for. The calls are the same for the CUDA wheels, with which they have not been run.
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,13 +32,13 @@ def reasons(call: Call) -> list[str]:
     if call.groups > 1:
         found.append("spconv has no depthwise convolution; use groups=1 or backend 'scatter'")
     if call.weight is not None and call.weight.shape[-1] == 1:
-        # 2.3.8 reads the weight of a 1 x 1 kernel as [C_in, C_out], whatever its documented layout.
+        # It is read as [C_in, C_out] whatever the layout: traveller59/spconv#772, open in 2.3.8.
         found.append("spconv mixes up the channels of a 1 x 1 kernel; use sparse_ops.linear")
     if call.features.shape[0] == 0:
         found.append("spconv takes no empty input")
     if not found and call.features.is_cuda and _module("spconv.cppconstants").CPU_ONLY_BUILD:
         found.append("this spconv is built for CPUs only: pip install spconv-cu120")
-    if not call.features.is_cuda and wants_gradient(call) and not torch.cuda.is_available():
+    if not call.features.is_cuda and wants_gradient(call):
         found.append("spconv's backward asks for a CUDA stream, even on a CPU; call it under torch.no_grad()")
     return found
 
@@ -91,7 +93,22 @@ def _convolve(
         device="meta",
         **options,
     )
-    return functional_call(layer, {"weight": to_spconv(weight)}, (x,))
+    with _one_thread(features):
+        return functional_call(layer, {"weight": to_spconv(weight)}, (x,))
+
+
+@contextmanager
+def _one_thread(features: Tensor) -> Iterator[None]:
+    """One thread on a CPU, where 2.3.8 adds rows up through pointers that its threads share and overwrite."""
+    threads = torch.get_num_threads()
+    if features.is_cuda or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _module(name: str) -> Any:

@@ -8,6 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,6 +57,40 @@ def test_sums_are_exact_on_integers(dtype: torch.dtype, launch: passes.Launch) -
     assert squares.shape[1] == (2 if launch == SMALL else 1)
     assert torch.equal(squares.sum(1).double(), by_group(x.double().square()))
     assert torch.equal(products.sum(1).double(), by_group(x.double() * grad.double()))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 30), min_size=1, max_size=3),
+    channels=st.integers(1, 40),
+    rows=st.sampled_from([1, 2, 8]),
+    width=st.sampled_from([8, 32]),
+)
+def test_any_counts_and_widths(counts: list[int], channels: int, rows: int, width: int) -> None:
+    ends = torch.tensor([0, *counts]).cumsum(0)
+    x = torch.randint(-2, 3, (int(ends[-1]), channels)).float().to(DEVICE)
+    scale = torch.randint(-2, 3, (len(counts), channels)).float().to(DEVICE)
+    options = {"gelu": False, "launch": passes.Launch(rows, width, 1)}
+    sums = passes.column_sums(x, None, ends.to(DEVICE), **options).sum(1)
+    out = passes.apply(x, scale, None, ends.to(DEVICE), **options)
+    for image, (first, last) in enumerate(pairwise(ends.tolist())):
+        assert torch.equal(sums[image], x[first:last].square().sum(0))
+        assert torch.equal(out[first:last], x[first:last] * scale[image])
+
+
+@pytest.mark.gpu
+def test_features_of_more_than_two_to_the_31_elements() -> None:
+    rows, channels = 2**21 + 5, 1024
+    x = torch.zeros(rows, channels, dtype=torch.bfloat16, device=DEVICE)
+    x[-1] = 3
+    ends = torch.tensor([0, rows - 1, rows], device=DEVICE)
+    sums = passes.column_sums(x, None, ends, gelu=False).sum(1)
+    assert bool((sums[0] == 0).all()) and bool((sums[1] == 9).all())
+    scale = torch.full((2, channels), 2.0, device=DEVICE)
+    out = passes.apply(x, scale, None, ends, gelu=False)
+    assert bool((out[-1] == 6).all()) and not out[:-1].any()
+    grad_x, total = passes.apply_backward(x, x, scale, scale, ends)
+    assert bool((grad_x[-1] == 12).all()) and bool((total == 3).all())
 
 
 @pytest.mark.parametrize("launch", LAUNCHES, ids=str)
@@ -122,9 +158,9 @@ def test_scales_follow_their_formula(splits: int, channels: int) -> None:
 
 def test_gelu_errs_by_two_roundings_for_every_bfloat16() -> None:
     values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
-    x = values[values.isfinite()].float()[:, None].to(DEVICE)
-    ends = torch.tensor([0, len(x)], device=DEVICE)
-    one, zero = torch.ones(1, 1, device=DEVICE), torch.zeros(1, 1, device=DEVICE)
+    x = values[values.isfinite()].float().view(255, 256).to(DEVICE)
+    ends = torch.tensor([0, 255], device=DEVICE)
+    one, zero = torch.ones(1, 256, device=DEVICE), torch.zeros(1, 256, device=DEVICE)
     hidden = torch.empty_like(x)
     with np.errstate(over="ignore"):  # the interpreter's; the tail's exponent may be minus infinity
         out = passes.apply(x, one, None, ends, gelu=True)

@@ -66,10 +66,9 @@ def follow_schedules(
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: to kernels and matrices, in pretraining and fine-tuning alike.
 
-    Exempt are 1-D parameters, biases, GRN's scale and shift, the mask token and prototypes, whatever their
-    shape. The
-    original code exempts GRN's parameters in fine-tuning but decays them and the mask token in pretraining,
-    since it stores them as [1, C] (ConvNeXt-V2 issue 15).
+    Exempt are 1-D parameters, biases, GRN's scale and shift, the mask token and MSN's prototypes, whatever
+    their shape. The original code exempts GRN's parameters in fine-tuning but decays them and the mask token
+    in pretraining, since it stores them as [1, C] (ConvNeXt-V2 issue 15).
     """
     exempt = name.endswith((".bias", ".gamma", ".beta", "mask_token", "prototypes")) or ".grn." in name
     return parameter.ndim > 1 and not exempt

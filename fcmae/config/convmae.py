@@ -21,7 +21,7 @@ class ConvMAEConfig(ModelConfig):
     mask_ratio: float = 0.75
     """Share of the cells that is hidden; `int(cells * (1 - mask_ratio))` are visible (the paper: 0.75)."""
     mask_stride: int | None = None
-    """Side of a masking cell in pixels; None: the patch, block-wise. 4: the paper's random mask of stage 1."""
+    """Side of a masking cell in pixels; None: the patch, block-wise. 4: random in stage 1 (ablation)."""
     complementary_masks: bool = False
     """Each image under 1 / (1 - mask_ratio) masks that together show every cell once (FastConvMAE: four)."""
     multi_scale: bool = True

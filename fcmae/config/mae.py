@@ -21,7 +21,7 @@ class MAEConfig(ModelConfig):
     mask_ratio: float = 0.75
     """Share of the cells that is hidden; `int(cells * (1 - mask_ratio))` stay visible (the paper: 0.75)."""
     mask_sampling: Literal["random", "block", "grid"] = "random"
-    """`random`; `block`, as in BEiT (the paper compares it at 0.5 and 0.75); `grid`, one of four is visible."""
+    """`random`; `block`, as in BEiT (the paper: at 0.5 and 0.75); `grid`: one of four stays visible."""
     decoder_dim: int = 512
     """Width of the decoder (the paper: 512)."""
     decoder_depth: int = 8

@@ -60,6 +60,13 @@ class Architecture:
         return encoder
 
     @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image to try the network with; not square: swapped axes show."""
+        side = 8 * self.stem_stride
+        rows = max(4, self.kernel_size // 2 + 1)  # every tap of a kernel reaches some site of the last stage
+        return self.in_chans, rows * side, (rows + 1) * side
+
+    @property
     def has_timm_stem(self) -> bool:
         """Whether timm's `patch_size` alone gives this network.
 

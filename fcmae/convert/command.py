@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from fcmae.arguments import OptionParser
 from fcmae.convert.architecture import Architecture
 from fcmae.convert.dense import TARGETS, convert_source
-from fcmae.convert.families import SOURCES
+from fcmae.convert.families import SOURCES, Family
 from fcmae.convert.files import check_writable, write_weights
 from fcmae.convert.fold import fold_layer_norm
+from fcmae.convert.onnx_export import OPSET, Features, OnnxOptions, check_onnx, export_onnx
 from fcmae.convert.report import Report
 from fcmae.convert.source import Source, open_source
 from fcmae.convert.verify import BOUND, StageDifference, check_differences
@@ -25,10 +29,10 @@ class ConversionReport(Report):
     checkpoint: Path
     """The file that was read; of a run folder, its newest readable checkpoint."""
     out: Path | None
-    """The weights that were written; None for a dry run."""
+    """The weights that were written; None for a dry run, and where only a graph was wanted."""
     architecture: Architecture
     differences: list[StageDifference]
-    """Source against target, stage by stage; empty when not verified."""
+    """Source against target, stage by stage, and the ONNX graph against PyTorch; empty when not verified."""
     folded: list[str] = field(default_factory=list)
     """Our names of the LayerNorms that were folded."""
 
@@ -42,6 +46,7 @@ def convert_checkpoint(
     fold: bool = False,
     verify: bool = True,
     dry_run: bool = False,
+    onnx: OnnxOptions | None = None,
     force: bool = False,
     log: Callable[[str], object] = print,
 ) -> ConversionReport:
@@ -51,13 +56,15 @@ def convert_checkpoint(
 
     Args:
         source_path: A checkpoint or weight file, or a run folder, whose newest readable checkpoint is taken.
-        out: A .safetensors or .pth file; None: `<backbone>_<target>.safetensors` in the run folder.
+        out: A .safetensors or .pth file; None: `<backbone>_<target>.safetensors` in the run folder, or no
+            weights where an ONNX graph is asked for.
         source: The format of the checkpoint, or `auto` to tell it from the keys.
         target: `timm`, `official`, `transformers`, `mmpretrain` or `fcmae`.
         fold: Fold LayerNorms into the linear layers behind them.
         verify: Run both networks and compare them before writing.
         dry_run: Log what would become of every key, and write nothing.
-        force: Replace an existing `out`.
+        onnx: Write the dense model as a graph: a classifier, or without a head its last features.
+        force: Replace existing files.
         log: Receives each line of the account.
     Returns:
         What became of every key, and where the result lies.
@@ -69,9 +76,13 @@ def convert_checkpoint(
     for line in opened.refused:
         log(f"refused  {line}")
     architecture = opened.architecture()
-    path = Path(out) if out is not None else _default_out(opened.path, architecture, target)
-    if not dry_run:
+    path = None
+    if out is not None or onnx is None:
+        path = Path(out) if out is not None else _default_out(opened.path, architecture, target)
+    if path is not None and not dry_run:
         _check_out(path, opened.path, force=force)
+    if onnx is not None:
+        check_onnx(onnx, force=force or dry_run)
 
     log(f"read     {opened.path}, {opened.format.name} weights of {opened.family.name}")
     state_dict, report = convert_source(opened, architecture, target)
@@ -96,11 +107,33 @@ def convert_checkpoint(
         worst = max(differences, key=lambda found: found.relative)
         log(f"verified largest difference {worst.relative:.1e} of the root mean square, allowed {BOUND:.0e}")
 
-    metadata = {"format": "pt", "architecture": json.dumps(asdict(architecture))}
-    key = "model" if target == "official" else "state_dict"
-    write_weights(path, state_dict, metadata=metadata, force=force, key=key)
-    log(f"wrote    {path}, for {architecture.call(target, str(path))}")
+    if path is not None:
+        metadata = {"format": "pt", "architecture": json.dumps(asdict(architecture))}
+        key = "model" if target == "official" else "state_dict"
+        write_weights(path, state_dict, metadata=metadata, force=force, key=key)
+        log(f"wrote    {path}, for {architecture.call(target, str(path))}")
+    if onnx is not None:
+        model = opened.family.dense_model(state_dict, form, architecture, opened.drop_path)
+        differences += _write_onnx(model, opened.family, architecture, onnx, log)
     return ConversionReport(**made, out=path, differences=differences, folded=folded)
+
+
+def _write_onnx(
+    model: nn.Module,
+    family: Family,
+    architecture: Architecture,
+    options: OnnxOptions,
+    log: Callable[[str], object],
+) -> list[StageDifference]:
+    is_classifier = getattr(model, "num_classes", 0) > 0
+    network = model if is_classifier else Features(model)
+    images = torch.randn(2, *architecture.input_size, generator=torch.Generator().manual_seed(0))
+    output = "logits" if is_classifier else "features"
+    found = export_onnx(network, images, options, output=output, dynamic=family.dynamic, log=log)
+    for difference in found:
+        log(difference.line())
+    log(f"wrote    {options.path}, opset {options.opset}: images {[*images.shape]} -> {output}")
+    return found
 
 
 def _check_out(out: Path, checkpoint: Path, *, force: bool) -> None:
@@ -152,8 +185,42 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="make the LayerNorms' weights and biases part of the linear layers behind them",
     )
+    parser.add_argument("--onnx", metavar="FILE", help="write the dense model as an ONNX graph")
+    parser.add_argument(
+        "--opset", type=int, metavar="N", default=OPSET, help=f"of the graph (default: {OPSET})"
+    )
+    parser.add_argument("--onnx-fp16", action="store_true", help="the graph in float16")
+    parser.add_argument(
+        "--fp16-safe-grn", action="store_true", help="in the graph, GRN's statistics in float32"
+    )
+    parser.add_argument(
+        "--remove-drop-path", action="store_true", help="in the graph, no stochastic depth in any mode"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing FILE")
     return parser
+
+
+def _onnx_options(arguments: argparse.Namespace) -> OnnxOptions | None:
+    flags = {
+        "--opset": arguments.opset != OPSET,
+        "--onnx-fp16": arguments.onnx_fp16,
+        "--fp16-safe-grn": arguments.fp16_safe_grn,
+        "--remove-drop-path": arguments.remove_drop_path,
+    }
+    if arguments.onnx is not None:
+        return OnnxOptions(
+            path=Path(arguments.onnx),
+            opset=arguments.opset,
+            float16=arguments.onnx_fp16,
+            fp16_safe_grn=arguments.fp16_safe_grn,
+            remove_drop_path=arguments.remove_drop_path,
+        )
+    for flag, given in flags.items():
+        if given:
+            raise InputError(
+                f"{flag}: expected --onnx FILE, got none. Weights alone hold no operations: add --onnx."
+            )
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fold=arguments.fold_layer_norm,
         verify=arguments.verify,
         dry_run=arguments.dry_run,
+        onnx=_onnx_options(arguments),
         force=arguments.force,
     )
     return 0

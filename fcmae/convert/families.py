@@ -30,8 +30,10 @@ class Family:
     ]
     """(source's weights under our names, converted ones, their format, architecture) -> how far the outputs
     are apart."""
-    dense_model: Callable[[Mapping[str, Tensor], Format, Architecture], nn.Module]
-    """(weights, their format, architecture) -> timm's model with them."""
+    dense_model: Callable[[Mapping[str, Tensor], Format, Architecture, float], nn.Module]
+    """(weights, their format, architecture, drop path rate) -> timm's model with them."""
+    dynamic: tuple[int, ...]
+    """Axes of timm's input [B, C, H, W] that may have any size."""
     folds: Mapping[str, str]
     """Our name of a LayerNorm -> that of the linear layer which alone reads it."""
 
@@ -43,6 +45,7 @@ CONVNEXTV2 = Family(
     from_shapes=architecture.from_shapes,
     compare=verify_convnextv2.compare_outputs,
     dense_model=verify_convnextv2.dense_model,
+    dynamic=(0, 2, 3),
     # Not the stem's: a depthwise convolution with padding and a residual read it.
     folds={
         "encoder.stages.{stage}.downsample.0": "encoder.stages.{stage}.downsample.1",

@@ -26,6 +26,8 @@ class Source:
     """The file that was read; None for a state dict in memory."""
     config: Mapping[str, Any] | None = None
     """The config of a pretraining checkpoint of ours."""
+    drop_path: float = 0.0
+    """Stochastic depth that the network was trained with, where the file says so."""
     refused: list[str] = field(default_factory=list)
     """One line for each damaged newer checkpoint of the run."""
 
@@ -85,12 +87,14 @@ def open_source(weights: str | Path | Mapping[str, Any], *, source: str = "auto"
     family, form = find_format(state_dict, source)
     # A fine-tuning config names no depths or dims: its classifier's shapes say more.
     is_pretraining = content.get("format") == "fcmae-1" and content.get("kind") == "pretrain"
+    config = content.get("config") if content.get("format") == "fcmae-1" else None
     return Source(
         weights=state_dict,
         family=family,
         format=form,
         path=path,
         config=content.get("config", {}) if is_pretraining else None,
+        drop_path=config.get("model", {}).get("drop_path", 0.0) if isinstance(config, Mapping) else 0.0,
         refused=refused,
     )
 

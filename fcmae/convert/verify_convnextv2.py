@@ -52,11 +52,9 @@ def compare_outputs(
     assert isinstance(encoder, ConvNeXtV2Encoder)
 
     generator = torch.Generator().manual_seed(seed)
-    # Every tap of a kernel must reach some site of the last stage; not square, so that swapped axes show.
-    rows = max(4, architecture.kernel_size // 2 + 1)
-    grid = (rows, rows + 1)
-    height, width = (encoder.max_stride * patches for patches in grid)
-    images = torch.randn(_BATCH, architecture.in_chans, height, width, generator=generator)
+    channels, height, width = architecture.input_size
+    images = torch.randn(_BATCH, channels, height, width, generator=generator)
+    grid = (height // encoder.max_stride, width // encoder.max_stride)
     everything = torch.ones(_BATCH, *grid, dtype=torch.bool)
     ids = random_visible_ids(_BATCH, grid, mask_ratio=_MASK_RATIO, generator=generator)
     visible = visible_from_ids(ids, grid)
@@ -82,13 +80,17 @@ def compare_outputs(
     return [*found, *differences("mask ratio 0.6, sparse against masked dense", rows_of, masked_rows)]
 
 
-def dense_model(converted: Mapping[str, Tensor], target: Format, architecture: Architecture) -> ConvNeXt:
+def dense_model(
+    converted: Mapping[str, Tensor], target: Format, architecture: Architecture, drop_path: float = 0.0
+) -> ConvNeXt:
     """timm's model with the weights of any format in it; a feature extractor where they have no head."""
     head = converted.get(target.from_ours("head.fc.weight") or "")
     num_classes = 0 if head is None else len(head)
     shapes = architecture.timm_shapes(num_classes=num_classes)
     weights, _ = transfer(converted, source=target, target=FORMATS["timm"], target_shapes=shapes)
-    model = filled(lambda: architecture.create_timm(num_classes=num_classes), weights)
+    model = filled(
+        lambda: architecture.create_timm(num_classes=num_classes, drop_path_rate=drop_path), weights
+    )
     assert isinstance(model, ConvNeXt)
     return model
 

@@ -11,7 +11,7 @@ for each site and tap. Inside a cell every row's place is a compile-time constan
 Values are blocks [CELLS, BLOCK_C] of which a thread holds one cell and a few consecutive channels. Arrays of
 them (a cell's sums, the taps) are tuples that unrolled loops rebuild, as Triton cannot index registers.
 
-`any_*` are for kernels too large to unroll: a loop at run time over taps, and a look-up for each row.
+`any_*` are for kernels too large to unroll: a loop at run time over the taps, and a look-up for each row.
 """
 
 import triton
@@ -64,7 +64,7 @@ def _add_to_outputs(sums, value, taps, Y: tl.constexpr, X: tl.constexpr, SIDE: t
     new = ()
     for i in tl.static_range(SIDE * SIDE):
         if (Y >= i // SIDE) & (Y < i // SIDE + K) & (X >= i % SIDE) & (X < i % SIDE + K):
-            new = new + (sums[i] + value * taps[(Y - i // SIDE) * K + X - i % SIDE],)
+            new = new + (tl.fma(value, taps[(Y - i // SIDE) * K + X - i % SIDE], sums[i]),)
         else:
             new = new + (sums[i],)
     return new
@@ -76,7 +76,7 @@ def _add_to_taps(sums, value, grads, Y: tl.constexpr, X: tl.constexpr, SIDE: tl.
     new = ()
     for i in tl.static_range(K * K):
         if (Y >= i // K) & (Y < i // K + SIDE) & (X >= i % K) & (X < i % K + SIDE):
-            new = new + (sums[i] + value * grads[(Y - i // K) * SIDE + X - i % K],)
+            new = new + (tl.fma(value, grads[(Y - i // K) * SIDE + X - i % K], sums[i]),)
         else:
             new = new + (sums[i],)
     return new
@@ -104,25 +104,28 @@ def conv_forward(
         site_of_row, row_of_site, tl.program_id(0) * CELLS, n_cells, H, W, CELLS, SIDE
     )
     c, in_width = _channels(C, CELLS, BLOCK_C)
-    taps = ()
-    for i in tl.static_range(K * K + 1):
-        taps = taps + (tl.load(taps_and_bias + i * C + c, mask=in_width, other=0.0),)
-    sums = ()
+    bias = tl.load(taps_and_bias + K * K * C + c, mask=in_width, other=0.0)
+    taps, sums = (), ()
     for _ in tl.static_range(SIDE * SIDE):
-        sums = sums + (taps[K * K],)
+        sums = sums + (bias,)
     # Neighbours reach REACH cells far; of the square that they fill, the halo leaves out SKIP on each side.
     REACH: tl.constexpr = (K // 2 + SIDE - 1) // SIDE
     SKIP: tl.constexpr = REACH * SIDE - K // 2
-    END: tl.constexpr = SKIP + SIDE + K - 1
     for v in tl.static_range(2 * REACH + 1):
+        cells, present = (), ()
         for u in tl.static_range(2 * REACH + 1):
             near = _neighbour(entry, y, x0, exists, H, W, (v - REACH) * SIDE, (u - REACH) * SIDE)
-            cells, present = x + c + near.to(tl.int64) * C, (near >= 0) & in_width
-            for Y in tl.static_range(v * SIDE, v * SIDE + SIDE):
-                for X in tl.static_range(u * SIDE, u * SIDE + SIDE):
-                    if (Y >= SKIP) & (Y < END) & (X >= SKIP) & (X < END):
-                        value = _load_site(cells, present, C, Y % SIDE, X % SIDE)
-                        sums = _add_to_outputs(sums, value, taps, Y - SKIP, X - SKIP, SIDE, K)
+            cells = cells + (x + c + near.to(tl.int64) * C,)
+            present = present + ((near >= 0) & in_width,)
+        for Y in tl.static_range(v * SIDE, v * SIDE + SIDE):
+            for X in tl.static_range(SKIP, SKIP + SIDE + K - 1):
+                if (Y >= SKIP) & (Y < SKIP + SIDE + K - 1):
+                    value = _load_site(cells[X // SIDE], present[X // SIDE], C, Y % SIDE, X % SIDE)
+                    # In this order each site brings the next tap; loaded here, few live at a time.
+                    if (Y < SKIP + K) & (X < SKIP + K):
+                        place = taps_and_bias + ((Y - SKIP) * K + X - SKIP) * C + c
+                        taps = taps + (tl.load(place, mask=in_width, other=0.0),)
+                    sums = _add_to_outputs(sums, value, taps, Y - SKIP, X - SKIP, SIDE, K)
     for i in tl.static_range(SIDE * SIDE):
         _store_site(out + c + row * C, sums[i], exists & in_width, C, i // SIDE, i % SIDE)
 
@@ -206,7 +209,7 @@ def any_forward(
         near = _neighbour(entry, y, x0, exists, H, W, i // K - K // 2, i % K - K // 2)
         value = _load_site(x + c + near.to(tl.int64) * C, (near >= 0) & in_width, C, 0, 0)
         tap = tl.load(taps_and_bias + i * C + c, mask=in_width, other=0.0)
-        sums += value * tap
+        sums = tl.fma(value, tap, sums)
     _store_site(out + c + row * C, sums, exists & in_width, C, 0, 0)
 
 
@@ -236,6 +239,6 @@ def any_wgrad(
         near = _neighbour(entry, y, x0, exists, H, W, tap // K - K // 2, tap % K - K // 2)
         value = _load_site(x + c + near.to(tl.int64) * C, (near >= 0) & in_width, C, 0, 0)
         value = tl.where(tap == K * K, 1.0, value)
-        sums += value * _load_site(grad + c + row * C, exists & in_width, C, 0, 0)
+        sums = tl.fma(value, _load_site(grad + c + row * C, exists & in_width, C, 0, 0), sums)
     split = tl.program_id(0).to(tl.int64) * CELLS + tl.arange(0, CELLS)[:, None]
     tl.store(partial + (split * (K * K + 1) + tap) * C + c, sums, mask=in_width)

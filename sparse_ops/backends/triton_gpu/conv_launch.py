@@ -36,7 +36,7 @@ class Config:
     num_warps: int = 4
 
 
-# Two channels a thread fill the registers where 49 taps meet 16 sums, or are sums themselves.
+# Two channels a thread fill the registers where a halo meets 16 sums, or 49 taps are sums.
 NARROW = (Config(4, 64), Config(8, 32), Config(16, 16))
 # Elsewhere four channels share the arithmetic of a look-up.
 WIDE = (Config(4, 128), Config(8, 64), Config(16, 32))
@@ -60,8 +60,6 @@ def _launch(
             CELLS=config.cells,
             BLOCK_C=config.block_c,
             num_warps=config.num_warps,
-            # A multiply-add is one instruction; from Triton 3.10 on only where it is asked for.
-            enable_fp_fusion=True,
         )
 
 

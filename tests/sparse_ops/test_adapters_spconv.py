@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.func import functional_call
 
 from sparse_ops import BackendUnavailableError, SparseImage, downsample_conv2d, functional, subm_conv2d
 from sparse_ops.backends import spconv_adapter
@@ -117,15 +118,21 @@ def test_threads_do_not_add_rows_up_wrongly() -> None:
     # Left to two threads, 99 of 100 such calls are wrong by more than 1e-9.
     sites = make_sites("odd_tile")
     features, weight = random_inputs([(sites.num_sites, 5), (6, 5, 7, 7)], dtype=torch.float64)
+    seen = []
+
+    def call(*arguments):
+        seen.append(torch.get_num_threads())
+        return functional_call(*arguments)
+
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), mock.patch.object(spconv_adapter, "functional_call", call):
             expected = subm(sites, "reference")(features, weight, None)
             for _ in range(20):
                 out = subm(sites, "spconv")(features, weight, None)
                 assert torch.allclose(out, expected, rtol=0, atol=1e-9)
-        assert torch.get_num_threads() == 2
+        assert set(seen) == {1} and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
 

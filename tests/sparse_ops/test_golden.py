@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sparse_ops import (
     ActiveSites,
+    BackendUnavailableError,
     SparseImage,
     downsample_conv2d,
     global_response_norm,
@@ -33,6 +34,7 @@ ENGINES = [
     ("reference", torch.float64),
     ("scatter", torch.float32),
     ("scatter", torch.float64),
+    ("triton", torch.float32),
 ]
 engines = pytest.mark.parametrize(("backend", "dtype"), ENGINES)
 
@@ -66,7 +68,10 @@ def assert_reproduced(
     sites = sites_of(golden["mask"], tile)
     features = rows(golden["x"], sites)
     leaves = [t.to(dtype, copy=True).requires_grad_() for t in (features, *parameters)]
-    out = op(SparseImage(leaves[0], sites), *leaves[1:])
+    try:
+        out = op(SparseImage(leaves[0], sites), *leaves[1:])
+    except BackendUnavailableError as error:  # Triton, where it is not installed or not interpreted
+        pytest.skip(str(error).splitlines()[-1].strip())
     steps = rows(golden["grad_out"], out.sites).to(dtype)
     actual = [out.features.detach(), *torch.autograd.grad(out.features, leaves, steps)]
     recorded = [rows(golden["out"], out.sites), rows(golden["grad_x"], sites), *gradients]
@@ -79,10 +84,13 @@ def assert_reproduced(
 
 @engines
 @pytest.mark.parametrize(
-    ("name", "tile"), [("me_dwconv_k7_patch", 4), ("me_dwconv_k7_patch", 1), ("me_dwconv_k3_irregular", 1)]
+    ("name", "tile"),
+    [("me_dwconv_k7_patch", 4), ("me_dwconv_k7_patch", 1), ("me_dwconv_k3_irregular", 1)],
 )
 def test_depthwise(name: str, tile: int, backend: str, dtype: torch.dtype) -> None:
     golden = load(name)
+    if backend == "triton" and len(golden["me_kernel"]) == 49 and tile == 1:
+        pytest.skip("Triton's interpreter takes 45 s for 912 tiles of one site")
 
     def op(x, kernel, bias):
         weight = from_minkowski(kernel, depthwise=True)

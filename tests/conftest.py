@@ -14,6 +14,9 @@ if not torch.cuda.is_available():
     assert "triton" not in sys.modules
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Without it older PyTorch (2.7) refuses GEMMs on CUDA under deterministic algorithms, which every test sets.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # Test tensors are small: more threads only wait for each other.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 

@@ -49,12 +49,17 @@ def tiny_plan(device: str) -> Plan:
     return Plan(
         device=device,
         kernels=KernelSettings(
-            device=device, batch_size=2, grid=(3, 3), stages=stages, repeats=2, engine=engine
+            device=device,
+            batch_size=2,
+            grid=(3, 3),
+            stages=stages,
+            repeats=2,
+            engine=engine,
+            compiled=device == "cuda",
         ),
         steps=StepSettings(device=device, batch_size=2, image_size=64, rounds=2, steps=1, threads=1),
         cases=(
             StepCase(backbone=TINY_BACKBONE, mask_ratio=0.5, compiled=False, arms=("sparse", "masked_dense")),
-            StepCase(backbone=TINY_BACKBONE, mask_ratio=0.0, compiled=False, arms=("sparse", "masked_dense")),
         ),
         rates={"copy_bytes": 2**16, "gemm": 64},
     )

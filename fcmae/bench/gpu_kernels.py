@@ -66,6 +66,8 @@ class KernelSettings:
     dtype: torch.dtype = torch.bfloat16
     repeats: int = REPEATS
     engine: str = Backend.TRITON
+    compiled: bool = True
+    """Whether the arm that goes through torch.compile is among the cases."""
 
 
 def planned_kernels(settings: KernelSettings) -> tuple[list[KernelCase], list[KernelCase]]:
@@ -81,7 +83,7 @@ def planned_kernels(settings: KernelSettings) -> tuple[list[KernelCase], list[Ke
     ]
     others = [name for name in OTHER_ENGINES if importlib.util.find_spec(name)]
     last = [
-        ("grn_mlp", ("forward+backward",), ("compiled",), every),
+        ("grn_mlp", ("forward+backward",), ("compiled",) if settings.compiled else (), every),
         ("regular", convolution, (settings.engine, Backend.SCATTER, "cudnn", *others), range(2, 3)),
     ]
     return _cases(first), _cases(last)

@@ -86,7 +86,7 @@ def _convolution(sites: ActiveSites, channels: int, settings: KernelSettings) ->
     index = (sites.site_of_row, sites.row_of_site)
     configs = tuple(
         dataclasses.replace(config, num_warps=warps, cells=config.cells * warps // config.num_warps)
-        for config in conv_launch.CONFIGS
+        for config in (*conv_launch.NARROW, *conv_launch.WIDE)
         for warps in SWEPT_WARPS
     )
 
@@ -145,9 +145,9 @@ def _grn(sites: ActiveSites, channels: int, settings: KernelSettings) -> list[Pa
                 x = hidden()
                 if not backward:
                     return lambda: grn_passes.apply(x, scale, None, offsets, gelu=gelu, launch=launch)
-                grad, pull = _randn(settings, *shape), torch.zeros_like(scale)
+                grad, pull, out = _randn(settings, *shape), torch.zeros_like(scale), torch.empty_like(x)
                 return lambda: grn_passes.apply_backward(
-                    x, grad, scale, pull, offsets, gelu=gelu, launch=launch
+                    x, grad, scale, pull, offsets, hidden=out, launch=launch
                 )
 
             return make

@@ -116,7 +116,7 @@ def _kernel_row(kernel: dict[str, Any], kernels: list[dict[str, Any]]) -> list[s
 
 
 def _kernels_by_arm(kernels: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """A row for each operation, direction, stage and configuration: every arm's ms and share of the copy rate."""
+    """A row for each operation, direction, stage and configuration: ms of every arm, share of the copy."""
     timed = [k for k in kernels if "failed" not in k]
     arms = list(dict.fromkeys(k["arm"] for k in timed))
     rows: dict[str, list[str]] = {}

@@ -24,13 +24,13 @@ from fcmae.bench.gpu_kernels import (
     measure_kernel,
     planned_kernels,
 )
-from fcmae.bench.gpu_parity import OPS, check_op
+from fcmae.bench.gpu_parity import OPS, check_op, parity_cases
 from fcmae.bench.gpu_passes import measure_passes
 from fcmae.bench.gpu_steps import ARMS, StepCase, StepSettings, measure_case, planned_cases, without
 from fcmae.bench.gpu_timing import device_facts, measure_rates, slug
 from sparse_ops import Backend
 
-PREPARE_SECONDS = {"convnextv2_tiny": 70.0, "convnextv2_base": 150.0, "convnextv2_large": 180.0}
+PREPARE_SECONDS = {"convnextv2_tiny": 100.0, "convnextv2_base": 150.0, "convnextv2_large": 200.0}
 """Guess of what compiling a case takes; what a case of the same kind has taken replaces it."""
 
 EAGER_SECONDS = 35.0
@@ -87,7 +87,7 @@ def survey(plan: Plan) -> Iterator[Event]:
     # The other engines have no depthwise convolution and no GRN.
     others = [("subm_conv2d regular", name) for name in OTHER_ENGINES if importlib.util.find_spec(name)]
     for op, engine in [*((op, kernels.engine) for op in OPS), *others]:
-        result = check_op(op, engine, device)
+        result = check_op(op, engine, device, parity_cases(kernels.stages), kernels.dtype)
         if result["failed"]:
             failed[op, engine] = result["failed"]
         yield "parity", result

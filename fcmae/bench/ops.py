@@ -163,7 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--mask-ratio", type=float, default=0.6)
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, metavar="NAME")
+    parser.add_argument(
+        "--engines", nargs="+", choices=ENGINES, default=ENGINES, metavar="NAME", help=", ".join(ENGINES)
+    )
     parser.add_argument("--steps", type=int, default=20, help="timed runs of each engine")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     return parser

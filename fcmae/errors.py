@@ -1,4 +1,4 @@
-"""The one exception a user's mistake ends in: a clear line instead of a traceback."""
+"""How a run can end early: a user's mistake, or a request to stop. Each is a clear line, no traceback."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,16 @@ class InputError(ValueError):
 
     The command line prints it as one line and exits with code 2; as a library it is a ValueError.
     """
+
+
+class Stopped(Exception):
+    """A run was asked to stop, has saved, and can go on.
+
+    Args:
+        request: Who asked: a signal's name, or another process of the run.
+        step: Optimiser steps done and saved.
+    """
+
+    def __init__(self, request: str, *, step: int) -> None:
+        super().__init__(f"{request}: stopped and saved after step {step}.")
+        self.request, self.step = request, step

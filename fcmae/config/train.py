@@ -32,6 +32,8 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float | None = None
     """Largest norm of the gradient of all parameters together; None: not clipped."""
+    max_skipped_steps: int = 10
+    """Steps of the run whose gradient is not finite that are skipped, counted and logged before it stops."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast; weights and optimiser state stay in float32."""
     compile: bool = False
@@ -57,6 +59,10 @@ class TrainConfig:
             value = getattr(self, name)
             require(value >= 1, f"train.{name}: expected at least 1, got {value}.")
         require(self.warmup_steps >= 0, f"train.warmup_steps: expected 0 or more, got {self.warmup_steps}.")
+        require(
+            self.max_skipped_steps >= 0,
+            f"train.max_skipped_steps: expected 0 or more, got {self.max_skipped_steps}.",
+        )
         require(self.base_lr > 0, f"train.base_lr: expected a positive rate, got {self.base_lr:g}.")
         require(
             self.schedule_stretch >= 1,

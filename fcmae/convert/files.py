@@ -134,10 +134,26 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     return next(iter(checkpoints_of(folder)), None)
 
 
+def require_intact(path: Path) -> None:
+    """Compare a torch.save file with the checksums in it; torch.load itself does not look at them.
+
+    Files of other formats have none and pass.
+
+    Raises:
+        InputError: a part of the file is not what was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise _refuse(path, f"a damaged checkpoint (the checksum of {damaged})", "Use an earlier one.")
+
+
 def read_newest_checkpoint(
     folder: str | Path, *, mmap: bool = False
 ) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The newest checkpoint that can be read.
+    """The newest checkpoint that can be read and whose checksums hold.
 
     Args:
         folder: A run folder or its `checkpoints` folder.
@@ -150,7 +166,9 @@ def read_newest_checkpoint(
     refused: list[str] = []
     for path in checkpoints_of(folder):
         try:
-            return path, read_checkpoint(path, mmap=mmap), refused
+            content = read_checkpoint(path, mmap=mmap)
+            require_intact(path)
+            return path, content, refused
         except InputError as error:
             refused.append(str(error))
     if refused:

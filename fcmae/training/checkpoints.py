@@ -1,5 +1,6 @@
 """Writing checkpoints whole or not at all, and finding the one to go on from."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from fcmae.convert.files import checkpoints_of, read_checkpoint, read_newest_che
 from fcmae.errors import InputError
 
 FORMAT = "fcmae-1"
+NEWEST = "newest.pt"
+"""A link to the newest checkpoint, beside it."""
 
 # Fields outside `model` that decide what the network is, and fields inside that do not.
 _ALSO_MODEL = ("data.image_size", "data.in_chans")
@@ -39,7 +42,8 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], *, step: int, keep: 
     """Write `<folder>/step_<step>.pt` and delete all but the `keep` newest up to it.
 
     The file is written under another name, forced to the disk and renamed, so that a crash or a full disk
-    leaves the checkpoints as they were. Files of a later step are left alone: one is there when it was
+    leaves the checkpoints as they were. It holds a checksum of each of its parts, as every file of torch.save
+    does, and `newest.pt` points to it. Files of a later step are left alone: one is there when it was
     refused as damaged.
 
     Args:
@@ -63,6 +67,7 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], *, step: int, keep: 
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _point_to(path)
         _sync_folder(folder)
         for old in [file for file in checkpoints_of(folder) if file <= path][keep:]:
             old.unlink()
@@ -72,9 +77,17 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], *, step: int, keep: 
             "Free space or choose another --run.dir; earlier checkpoints are untouched."
         ) from error
     finally:
-        if temporary.exists():
+        with contextlib.suppress(OSError):  # renamed already, or never made
             temporary.unlink()
     return path
+
+
+def _point_to(path: Path) -> None:
+    """Let `newest.pt` name `path`; readers find the old one or the new one, never none."""
+    link = path.parent / f".{NEWEST}.tmp"
+    link.unlink(missing_ok=True)  # a killed run's
+    link.symlink_to(path.name)
+    os.replace(link, path.parent / NEWEST)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -18,10 +18,13 @@ from fcmae.training.evaluate import evaluate, with_best
 from fcmae.training.guards import (
     BadImages,
     LossReading,
+    SkippedSteps,
     first_non_finite,
+    gradient_norm,
     non_finite,
     require_finite_weights,
 )
+from fcmae.training.interrupt import StopRequests, stopped
 from fcmae.training.logs import Pace, peak_memory_mb
 from fcmae.training.optim import (
     build_adamw,
@@ -92,8 +95,14 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     model, optimizer = fabric.setup(compiled(classifier, enabled=train.compile), adamw)
     metrics: dict[str, float] = dict(start.state.get("metrics", {}))
 
-    with open_run(fabric, config, start, model=classifier, images=len(dataset)) as log:
+    with (
+        open_run(fabric, config, start, model=classifier, images=len(dataset)) as log,
+        StopRequests() as stop,
+    ):
         bad_images = BadImages(log, limit=config.data.max_bad_images, known=start.state.get("bad_images", ()))
+        skipped = SkippedSteps(
+            log, classifier, limit=train.max_skipped_steps, known=start.state.get("skipped_steps", ())
+        )
         pace = Pace()
         for step in range(start.step, train.steps):
             done = step + 1
@@ -113,9 +122,9 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
                     images, labels = mixup(images, labels)
                 with fabric.no_backward_sync(model, enabled=micro + 1 < train.accumulate):
                     micro_loss = criterion(model(images).float(), labels)
-                    reading = LossReading(fabric, micro_loss)
+                    reading = LossReading(fabric, micro_loss, stop=stop.received is not None)
                     fabric.backward(micro_loss / train.accumulate)
-                value = reading.wait()
+                value, stopping = reading.wait()
                 if not math.isfinite(value):
                     seed_draws(train.seed, *place)
                     with fabric.autocast():
@@ -123,9 +132,9 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
                     raise non_finite(log, f"a finite loss, got {value}", where, step=done, lr=lr)
                 loss += value / train.accumulate
 
-            if train.clip_grad is not None:
-                nn.utils.clip_grad_norm_(classifier.parameters(), train.clip_grad)
-            optimizer.step()
+            norm = gradient_norm(classifier, clip=train.clip_grad).item()
+            if skipped.allow(norm, step=done, lr=lr):
+                optimizer.step()
             optimizer.zero_grad()
             if ema is not None:
                 ema.update(classifier)
@@ -133,7 +142,16 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
             log.advance(loss=loss)
             if due(done, train.log_every, train.steps):
                 memory = peak_memory_mb(fabric.device)
-                log.write("train", step=done, loss=loss, lr=lr, **pace.lap(devices=devices), memory_mb=memory)
+                pace_now = pace.lap(devices=devices)
+                log.write(
+                    "train",
+                    step=done,
+                    loss=loss,
+                    lr=lr,
+                    gradient_norm=norm if math.isfinite(norm) else None,
+                    **pace_now,
+                    memory_mb=memory,
+                )
             if due(done, train.evaluate_every, train.steps):
                 if fabric.is_global_zero:
                     networks = {"": classifier} if ema is None else {"": classifier, "ema_": ema.module}
@@ -151,7 +169,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
                     log.write("eval", step=done, **metrics)
                 metrics = fabric.broadcast(metrics)
                 pace.restart()
-            if due(done, train.checkpoint_every, train.steps):
+            if stopping or due(done, train.checkpoint_every, train.steps):
                 require_finite_weights(log, classifier, step=done, lr=lr)
                 if fabric.is_global_zero:
                     state = {
@@ -162,12 +180,15 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
                         "optimizer": optimizer_state(adamw),
                         "metrics": metrics,
                         "bad_images": list(bad_images.names),
+                        "skipped_steps": skipped.steps,
                     }
                     if ema is not None:
                         state["ema"] = ema.module.state_dict()
                     save_checkpoint(checkpoint_folder(run_dir), state, step=done, keep=train.keep_checkpoints)
                 fabric.barrier()
                 pace.restart()
+            if stopping and done < train.steps:
+                raise stopped(log, stop, step=done)
     return metrics
 
 

@@ -1,5 +1,6 @@
-"""What stops a run before it does harm: a loss that is not finite, too many unreadable images."""
+"""What stops a run before it does harm: numbers that are not finite, too many unreadable images."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from fcmae.training.logs import RunLog
 
 
 class LossReading:
-    """A loss on its way to the host: the mean over devices.
+    """A loss on its way to the host: the mean over devices, and whether any of them was asked to stop.
 
     On a GPU the copy starts behind the forward pass and is waited for after the backward pass was queued, so
     that the device never idles for the check, and yet no weight is ever stepped by a loss that was not
@@ -23,10 +24,11 @@ class LossReading:
     Args:
         fabric: The run's Fabric.
         loss: Scalar.
+        stop: Whether this process was asked to stop: all must save and leave after the same step.
     """
 
-    def __init__(self, fabric: Fabric, loss: Tensor) -> None:
-        value = loss.detach().float().clone()
+    def __init__(self, fabric: Fabric, loss: Tensor, *, stop: bool) -> None:
+        value = torch.stack([loss.detach().float(), loss.new_tensor(float(stop), dtype=torch.float32)])
         if fabric.world_size > 1:  # all processes must come to the same verdict
             fabric.all_reduce(value, reduce_op="mean")  # in place
         self._value = value.to("cpu", non_blocking=True)
@@ -34,11 +36,12 @@ class LossReading:
         if self._copied is not None:
             self._copied.record()
 
-    def wait(self) -> float:
-        """The value."""
+    def wait(self) -> tuple[float, bool]:
+        """The loss, and whether to stop."""
         if self._copied is not None:
             self._copied.synchronize()
-        return self._value.item()
+        loss, stop = self._value.tolist()
+        return loss, stop > 0
 
 
 def non_finite(log: RunLog, expected: str, where: str, *, step: int, lr: float) -> InputError:
@@ -58,6 +61,46 @@ def non_finite(log: RunLog, expected: str, where: str, *, step: int, lr: float) 
         f"train: expected {expected} at step {step}, learning rate {lr:.3g}, first in {where}. "
         f"Lower train.base_lr or set train.clip_grad=1; {kept}."
     )
+
+
+class SkippedSteps:
+    """Steps whose gradient is not finite: they are left out, named in the log, and too many stop the run.
+
+    Args:
+        log: The run's log.
+        model: Its parameters carry the gradients.
+        limit: How many are left out (train.max_skipped_steps).
+        known: Steps left out before the run was resumed.
+    """
+
+    def __init__(self, log: RunLog, model: nn.Module, *, limit: int, known: Iterable[int] = ()) -> None:
+        self._log, self._model, self._limit = log, model, limit
+        self.steps = list(known)
+
+    def allow(self, norm: float, *, step: int, lr: float) -> bool:
+        """Whether the optimiser may step on gradients of this norm.
+
+        Raises:
+            InputError: more steps than the limit had to be left out.
+        """
+        if math.isfinite(norm):
+            return True
+        self.steps.append(step)
+        where = f"the gradient of {_first_non_finite_gradient(self._model)}"
+        if len(self.steps) > self._limit:
+            expected = f"at most {self._limit} steps without a finite gradient, got {len(self.steps)}"
+            raise non_finite(self._log, expected, where, step=step, lr=lr)
+        self._log.write("skipped_step", step=step, lr=lr, first=where)
+        self._log.say(f"skipped step {step}: not finite in {where}")
+        return False
+
+
+def gradient_norm(model: nn.Module, *, clip: float | None) -> Tensor:
+    """The norm of all gradients, before they are scaled down to `clip` where they exceed it."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    if clip is not None:
+        return nn.utils.clip_grad_norm_(parameters, clip)
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def require_finite_weights(log: RunLog, model: nn.Module, *, step: int, lr: float) -> None:
@@ -113,6 +156,13 @@ def first_non_finite_weight(model: nn.Module) -> str | None:
     if finite.all():
         return None
     return f"the weight {list(named)[int(finite.int().argmin())]}"
+
+
+def _first_non_finite_gradient(model: nn.Module) -> str:
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return name
+    return "all parameters together"
 
 
 def _tensors(output: Any) -> Iterable[Tensor]:

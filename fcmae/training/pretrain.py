@@ -3,8 +3,6 @@
 import math
 from pathlib import Path
 
-import torch
-
 from fcmae.config import PretrainConfig
 from fcmae.config_io import to_dict
 from fcmae.data import open_dataset, training_batches
@@ -15,10 +13,13 @@ from fcmae.training.guards import (
     BadImages,
     CollapseGuard,
     LossReading,
+    SkippedSteps,
     first_non_finite,
+    gradient_norm,
     non_finite,
     require_finite_weights,
 )
+from fcmae.training.interrupt import StopRequests, stopped
 from fcmae.training.logs import Pace, peak_memory_mb
 from fcmae.training.optim import (
     build_adamw,
@@ -74,9 +75,12 @@ def pretrain(config: PretrainConfig) -> Path:
         load_optimizer_state(adamw, start.state["optimizer"])
     loss_of, optimizer = fabric.setup(compiled(LossOf(method), enabled=train.compile), adamw)
 
-    with open_run(fabric, config, start, model=method, images=len(dataset)) as log:
+    with open_run(fabric, config, start, model=method, images=len(dataset)) as log, StopRequests() as stop:
         bad_images = BadImages(log, limit=config.data.max_bad_images, known=start.state.get("bad_images", ()))
         collapse = CollapseGuard(log)
+        skipped = SkippedSteps(
+            log, method, limit=train.max_skipped_steps, known=start.state.get("skipped_steps", ())
+        )
         pace = Pace()
         for step in range(start.step, train.steps):
             done = step + 1
@@ -93,9 +97,9 @@ def pretrain(config: PretrainConfig) -> Path:
                 visible_ids = method.draw_visible_ids(images, mask_generator(train.seed, *place))
                 with fabric.no_backward_sync(loss_of, enabled=micro + 1 < train.accumulate):
                     micro_loss, logs = loss_of(images, visible_ids)
-                    reading = LossReading(fabric, micro_loss)
+                    reading = LossReading(fabric, micro_loss, stop=stop.received is not None)
                     fabric.backward(micro_loss / train.accumulate)
-                value = reading.wait()
+                value, stopping = reading.wait()
                 if not math.isfinite(value):
                     seed_draws(train.seed, *place)
                     with fabric.autocast():
@@ -103,9 +107,9 @@ def pretrain(config: PretrainConfig) -> Path:
                     raise non_finite(log, f"a finite loss, got {value}", where, step=done, lr=lr)
                 loss += value / train.accumulate
 
-            if train.clip_grad is not None:
-                torch.nn.utils.clip_grad_norm_(method.parameters(), train.clip_grad)
-            optimizer.step()
+            norm = gradient_norm(method, clip=train.clip_grad).item()
+            if skipped.allow(norm, step=done, lr=lr):
+                optimizer.step()
             optimizer.zero_grad()
             method.after_step(done / (train.steps * train.schedule_stretch))
 
@@ -114,9 +118,18 @@ def pretrain(config: PretrainConfig) -> Path:
                 further = {name: value.item() for name, value in logs.items()}
                 memory = peak_memory_mb(fabric.device)
                 pace_now = pace.lap(devices=devices)
-                log.write("train", step=done, loss=loss, lr=lr, **further, **pace_now, memory_mb=memory)
+                log.write(
+                    "train",
+                    step=done,
+                    loss=loss,
+                    lr=lr,
+                    gradient_norm=norm if math.isfinite(norm) else None,
+                    **further,
+                    **pace_now,
+                    memory_mb=memory,
+                )
                 collapse.note(further, step=done)
-            if due(done, train.checkpoint_every, train.steps):
+            if stopping or due(done, train.checkpoint_every, train.steps):
                 require_finite_weights(log, method, step=done, lr=lr)
                 if fabric.is_global_zero:
                     state = {
@@ -125,8 +138,11 @@ def pretrain(config: PretrainConfig) -> Path:
                         "model": method.state_dict(),
                         "optimizer": optimizer_state(adamw),
                         "bad_images": list(bad_images.names),
+                        "skipped_steps": skipped.steps,
                     }
                     save_checkpoint(checkpoint_folder(run_dir), state, step=done, keep=train.keep_checkpoints)
                 fabric.barrier()
                 pace.restart()
+            if stopping and done < train.steps:
+                raise stopped(log, stop, step=done)
     return run_dir

@@ -49,15 +49,41 @@ def test_only_the_newest_are_kept(tmp_path: Path):
     for step in (9, 10, 100, 1000):
         save(tmp_path, step, keep=2)
     assert sorted(path.name for path in checkpoint_folder(tmp_path).iterdir()) == [
+        "newest.pt",
         "step_00000100.pt",
         "step_00001000.pt",
     ]
 
 
+def test_newest_points_to_the_last_one_saved(tmp_path: Path):
+    for step in (5, 10):
+        path = save(tmp_path, step)
+        assert (checkpoint_folder(tmp_path) / "newest.pt").resolve() == path.resolve()
+        assert load_checkpoint(checkpoint_folder(tmp_path) / "newest.pt")["step"] == step
+
+
+def test_a_link_left_by_a_killed_run_harms_nothing(tmp_path: Path):
+    old = save(tmp_path, 5)
+    (checkpoint_folder(tmp_path) / ".newest.pt.tmp").symlink_to(old.name)
+    before = old.read_bytes()
+    save(tmp_path, 10)
+    assert old.read_bytes() == before and start(tmp_path).step == 10
+
+
+def test_a_flipped_bit_is_refused_by_its_checksum(tmp_path: Path):
+    good, damaged = save(tmp_path, 5), save(tmp_path, 10)
+    content = bytearray(damaged.read_bytes())
+    content[content.index(torch.full((64,), 10.0).numpy().tobytes()) + 100] ^= 1
+    damaged.write_bytes(content)
+    assert torch.load(damaged, weights_only=True)["step"] == 10  # torch itself does not notice
+    found = start(tmp_path)
+    assert (found.step, found.path) == (5, good) and "checksum" in found.refused[0]
+
+
 def test_a_damaged_later_file_does_not_push_out_the_one_just_saved(tmp_path: Path):
     truncate(save(tmp_path, 20))
     save(tmp_path, 10, keep=1)
-    assert {path.name for path in checkpoint_folder(tmp_path).iterdir()} == {
+    assert {path.name for path in checkpoint_folder(tmp_path).glob("step*")} == {
         "step_00000010.pt",
         "step_00000020.pt",
     }
@@ -82,7 +108,8 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(
         InputError, match=f"expected to write .*step_000000{step}.pt, got: .*earlier checkpoints"
     ):
         save(tmp_path, step, keep=1)
-    assert [path.name for path in checkpoint_folder(tmp_path).iterdir()] == ["step_00000010.pt"]
+    names = sorted(path.name for path in checkpoint_folder(tmp_path).iterdir())
+    assert names == ["newest.pt", "step_00000010.pt"]
     assert (checkpoint_folder(tmp_path) / "step_00000010.pt").read_bytes() == old
 
 

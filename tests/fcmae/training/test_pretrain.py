@@ -31,7 +31,8 @@ def test_run_folder(pretrain_config):
         "log.jsonl",
         "tensorboard",
     ]
-    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_00000006.pt"]
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["newest.pt", "step_00000006.pt"]
     assert yaml.safe_load((run_dir / "config.yaml").read_text()) == to_dict(config)
     state = last_state(run_dir)
     assert (state["kind"], state["step"], state["config"]) == ("pretrain", 6, to_dict(config))
@@ -39,7 +40,7 @@ def test_run_folder(pretrain_config):
     train = events(run_dir, "train")
     assert [line["step"] for line in train] == [4, 6]
     assert train[0].keys() == {
-        "event", "step", "loss", "lr", "images_per_second", "data_wait", "memory_mb"
+        "event", "step", "loss", "lr", "gradient_norm", "images_per_second", "data_wait", "memory_mb"
     }  # fmt: skip
     assert events(run_dir, "end")[0].keys() == {"event", "step", "seconds", "peak_memory_mb"}
 
@@ -158,6 +159,48 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     assert state["step"] == 4
     assert all(value.isfinite().all() for value in state["model"].values())
     assert [line["step"] for line in events(config.run.dir, "non_finite")] == [5]
+
+
+def spoil_gradients(monkeypatch: pytest.MonkeyPatch, spoiled: set[int]) -> None:
+    """Make the stem's gradient overflow in these steps of the process, counted from 1."""
+    inner, calls = loop.gradient_norm, []
+
+    def gradient_norm(model: nn.Module, *, clip: float | None) -> Tensor:
+        calls.append(1)
+        if len(calls) in spoiled:
+            model.encoder.stem[0].weight.grad[0, 0] = torch.inf
+        return inner(model, clip=clip)
+
+    monkeypatch.setattr(loop, "gradient_norm", gradient_norm)
+
+
+@pytest.mark.parametrize("clip_grad", [None, 1.0])
+def test_a_gradient_that_is_not_finite_is_skipped_counted_and_named(
+    pretrain_config, monkeypatch, clip_grad: float | None
+):
+    config = pretrain_config(max_skipped_steps=2, clip_grad=clip_grad)
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, {2, 4})
+        state = last_state(pretrain(config))
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert state["skipped_steps"] == [2, 4]
+    # AdamW counts the steps that it made.
+    assert {int(moments["step"]) for moments in state["optimizer"].values()} == {4}
+    lines = events(config.run.dir, "skipped_step")
+    assert [line["step"] for line in lines] == [2, 4]
+    assert {line["first"] for line in lines} == {"the gradient of encoder.stem.0.weight"}
+
+
+def test_too_many_skipped_steps_stop_the_run_also_across_a_resume(pretrain_config, monkeypatch):
+    config = pretrain_config(max_skipped_steps=1)
+    first = replace(config, train=replace(config.train, steps=2))
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, {1})
+        pretrain(first)
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, {2})
+        with pytest.raises(InputError, match=r"at most 1 steps without a finite gradient, got 2 at step 4"):
+            pretrain(config)
 
 
 def test_weights_that_are_not_finite_are_never_saved(pretrain_config, monkeypatch):

@@ -1,0 +1,58 @@
+"""A run that is asked to stop finishes its step and saves, so that a scheduler can put it elsewhere."""
+
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from fcmae.errors import Stopped
+from fcmae.training.logs import RunLog
+
+
+class StopRequests:
+    """Notes SIGINT, SIGTERM and SIGUSR1 while it is entered; the loop looks between two steps.
+
+    A second SIGINT interrupts at once, as it would without this. Outside the main thread, where Python lets
+    nobody listen, nothing is noted.
+
+    Attributes:
+        received: The first signal's name, or None.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            for number in self.SIGNALS:
+                self._handlers[number] = signal.signal(number, self._note)
+        except ValueError:  # not the main thread
+            self._handlers.clear()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or signal.Signals(number).name
+
+
+def stopped(log: RunLog, requests: StopRequests, *, step: int) -> Stopped:
+    """Log that a run ends early because it was told to, and return what to raise.
+
+    Args:
+        log: The run's log.
+        requests: Those of this process; where it received none, another process did.
+        step: Optimiser steps done and saved.
+    """
+    request = requests.received or "another process"
+    log.write("stopped", step=step, request=request)
+    return Stopped(request, step=step)

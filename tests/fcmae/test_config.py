@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
-from fcmae.config import DataConfig, FCMAEConfig, FinetuneConfig, PretrainConfig, TrainConfig
+from fcmae.config import METHOD_CONFIGS, DataConfig, FCMAEConfig, FinetuneConfig, PretrainConfig, TrainConfig
 from fcmae.config_io import config_help, from_dict, load_config, save_config, to_dict
 from fcmae.errors import InputError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "fcmae").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*/*.yaml"))
 
 
 @pytest.fixture
@@ -198,8 +198,9 @@ def test_shipped_configs(path: Path) -> None:
     root = ["--data.root", "images"] if sections["data"].get("source") == "folder" else []
     config = to_dict(load_config(cls, ["--config", str(path), *root]))
     command = "finetune" if cls is FinetuneConfig else "pretrain"
-    assert f"fcmae {command} --config configs/fcmae/{path.name}" in path.read_text()
-    defaults = to_dict(cls())
+    assert f"fcmae {command} --config configs/{path.parent.name}/{path.name}" in path.read_text()
+    method = sections["model"].get("method")
+    defaults = to_dict(cls() if method is None else PretrainConfig(model=METHOD_CONFIGS[method]()))
     for section, fields in sections.items():
         for field in fields.keys() - {"source", "backbone", "method"}:  # what a run is made of is always said
             assert config[section][field] != defaults[section][field], (
@@ -208,5 +209,8 @@ def test_shipped_configs(path: Path) -> None:
 
 
 def test_shipped_configs_are_there() -> None:
-    names = {path.stem.removeprefix("convnextv2_atto_") for path in CONFIGS}
-    assert names >= {"smoke", "demo", "demo_finetune", "folder", "folder_finetune"}
+    names = {f"{path.parent.name}/{path.stem}" for path in CONFIGS}
+    atto = ("smoke", "demo", "demo_finetune", "folder", "folder_finetune")
+    assert names >= {f"fcmae/convnextv2_atto_{run}" for run in atto}
+    sizes = ("base_patch16", "large_patch16", "huge_patch14")
+    assert names >= {"mae/vit_tiny_smoke", *(f"mae/vit_{size}_imagenet1k" for size in sizes)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_NEEDED = ("jsonargparse", "matplotlib", "lightning", "tensorboard", "pandas")
+NOT_NEEDED = ("jsonargparse", "matplotlib", "lightning", "sklearn", "tensorboard", "pandas")
 """What other commands of ours import; a machine with torch, triton and timm runs the benchmark."""
 
 

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -102,6 +101,9 @@ class DigitsDataset(ImageDataset):
     """scikit-learn's 1797 scans of handwritten digits: 8x8, enlarged bicubically, grey in every channel."""
 
     def __init__(self, size: tuple[int, int], *, in_chans: int, labelled: bool) -> None:
+        # Here, as no other source needs scikit-learn, and the methods import this module.
+        from sklearn.datasets import load_digits
+
         pixels, digits = load_digits(return_X_y=True)
         self._scans = torch.from_numpy(pixels).to(torch.float32).view(-1, 1, 8, 8) / 16
         self._size = size

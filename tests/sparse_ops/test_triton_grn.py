@@ -21,7 +21,7 @@ from sparse_ops.testing import (
 
 pytest.importorskip("triton", reason="triton: cannot be imported")
 
-from sparse_ops.backends.triton_gpu import grn
+from sparse_ops.backends.triton_gpu import grn, grn_passes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -91,6 +91,22 @@ def test_grn_mlp_parity(dtype: torch.dtype, case: str, scope: str) -> None:
 
 def draw(*shapes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     return [t.detach().to(DEVICE) for t in random_inputs(shapes, dtype=dtype)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_grn_mlp_parity_in_several_splits(dtype: torch.dtype) -> None:
+    sites = sites_on_device("ragged")
+    hidden = 256  # full rows: the launch that real widths take
+    launch = grn_passes.default_launch(hidden)
+    assert grn_passes.num_splits(sites.num_sites, sites.batch_size, hidden, launch) > 1
+    assert_parity(
+        "grn_mlp",
+        lambda backend: on_device(mlp_of(sites, backend)),
+        mlp_shapes(sites.num_sites, 8, hidden),
+        backend="triton",
+        dtype=dtype,
+        names=MLP_NAMES,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -64,7 +64,7 @@ class FCMAEConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """What is fine-tuned: a dense timm classifier, from pretrained weights or from random ones."""
+    """What is fine-tuned: a dense classifier, from pretrained weights or from random ones."""
 
     backbone: str = "convnextv2_tiny"
     weights: str | None = None
@@ -73,6 +73,8 @@ class ClassifierConfig:
     """Stochastic depth of the last block, rising linearly."""
     head_init_scale: float = 0.001
     """Factor on the head's initial weights (the paper: 0.001; 1.0 suits training from scratch)."""
+    num_heads: int | None = None
+    """Attention heads of a ConvMAE; None: the preset's. Weights of own sizes do not tell theirs."""
 
     def __post_init__(self) -> None:
         check_range("model.drop_path", self.drop_path, 0.0, 1.0)

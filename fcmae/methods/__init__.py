@@ -41,7 +41,7 @@ def create_method(
     """Build a pretraining method.
 
     Args:
-        name: "fcmae", "mae" or "msn".
+        name: "fcmae", "convmae", "mae" or "msn".
         backbone: An encoder's name, or an encoder.
         image_size: Side of a square image, or (H, W), in pixels.
         **options: The method's (`mask_ratio`, `norm_pix_loss`, ...; see its class) and, for a backbone given

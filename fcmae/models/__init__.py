@@ -23,6 +23,7 @@ __all__ = [
     "BACKBONE_OPTIONS",
     "PRESETS",
     "ConvMAEEncoder",
+    "ConvMAEPreset",
     "ConvNeXtDecoder",
     "ConvNeXtV2Encoder",
     "Encoder",

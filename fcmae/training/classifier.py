@@ -1,4 +1,4 @@
-"""The dense classifier that is fine-tuned: timm's, with pretrained weights where there are some."""
+"""The dense classifier that is fine-tuned, with pretrained weights where there are some."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from fcmae.config import ClassifierConfig
 from fcmae.convert import Architecture, load_weights, open_source
 from fcmae.errors import InputError
-from fcmae.models.presets import find_preset
+from fcmae.models import ConvMAEPreset, find_preset
+from fcmae.training.classifier_convmae import build_convmae_classifier
 
 
 def build_classifier(
     model: ClassifierConfig, weights: str | Mapping[str, Tensor] | None, *, num_classes: int, in_chans: int
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    """timm's `convnextv2_*` with a new head, and the number of blocks of each stage.
+    """timm's `convnextv2_*` or our `convmae_*` with a new head, and the number of blocks of each stage.
 
     The head is timm's (truncated normal of std 0.02, no bias) times `head_init_scale`: the original's std
     2e-5 at 0.001. Sizes that are no preset's, such as a pretraining run's own depths, are taken from the
@@ -31,6 +32,13 @@ def build_classifier(
         InputError: unknown backbone, weights that cannot be read, or weights of another backbone or other
             images.
     """
+    preset = find_preset(model.backbone)
+    if isinstance(preset, ConvMAEPreset):
+        return build_convmae_classifier(model, preset, weights, num_classes=num_classes, in_chans=in_chans)
+    if model.num_heads is not None:
+        raise InputError(
+            f"model.num_heads: expected none for {model.backbone}, got {model.num_heads}. Leave it out."
+        )
     architecture = Architecture(backbone=model.backbone, in_chans=in_chans)
     source = None if weights is None else open_source(weights)
     if source is not None:

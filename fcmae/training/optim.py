@@ -12,6 +12,7 @@ from fcmae.errors import InputError
 
 LayerDecayType = Literal["single", "group"]
 _GROUPS = 12
+_CONVMAE_STAGES = 3
 
 
 def peak_learning_rate(train: TrainConfig, *, devices: int) -> float:
@@ -75,18 +76,27 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def layer_id(name: str, *, depths: tuple[int, ...], kind: LayerDecayType) -> int:
-    """The layer that a parameter of a timm ConvNeXt V2 belongs to, counted from the image.
+    """The layer of a parameter of a timm ConvNeXt V2 or of our ConvMAE, counted from the image.
 
     `single`: a layer a block. The first block shares its layer with the stem, the first block of a later
     stage with the downsampling before it; the head has sum(depths) + 1.
     `group`: twelve groups made for depths (3, 3, 27, 3). The stem has 0, stages 0 and 1 have 1 and 2, the
     blocks of stage 2 go in threes from 3 to 11, stage 3 has 12, the head 13; a downsampling goes with the
     blocks after it.
+    ConvMAE `single`: likewise, a patch embedding with the first block after it.
+    ConvMAE `group`, the original's: the convolution stages and all patch embeddings have 0, the transformer's
+    blocks from 1 on a layer each, the norm and the head one more than the last.
 
+    Args:
+        name: Of the parameter.
+        depths: Blocks of each stage, four of ConvNeXt V2 or three of ConvMAE.
+        kind: `single` or `group`.
     Raises:
-        InputError: the name is not that of a ConvNeXt V2 parameter.
+        InputError: the name is not that of a parameter of these.
     """
     part = name.split(".")
+    if len(depths) == _CONVMAE_STAGES:
+        return _convmae_layer_id(part, depths, kind)
     if part[0] in ("head", "norm_pre"):
         return _head_id(depths, kind)
     if part[0] == "stem":
@@ -113,7 +123,19 @@ def layer_scale(decay: float, *, depths: tuple[int, ...], kind: LayerDecayType) 
 
 
 def _head_id(depths: tuple[int, ...], kind: LayerDecayType) -> int:
-    return (sum(depths) if kind == "single" else _GROUPS) + 1
+    groups = depths[-1] if len(depths) == _CONVMAE_STAGES else _GROUPS
+    return (sum(depths) if kind == "single" else groups) + 1
+
+
+def _convmae_layer_id(part: list[str], depths: tuple[int, ...], kind: LayerDecayType) -> int:
+    embedding, block = part[0].startswith("patch_embed"), part[0].startswith("blocks")
+    if not embedding and not block:
+        return _head_id(depths, kind)
+    stage = min(int(part[0][-1]), _CONVMAE_STAGES)  # patch_embed4 is a linear layer behind patch_embed3
+    place = 1 + (int(part[1]) if block else 0)
+    if kind == "single":
+        return sum(depths[: stage - 1]) + place
+    return place if block and stage == _CONVMAE_STAGES else 0
 
 
 def parameter_groups(

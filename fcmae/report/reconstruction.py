@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from fcmae.masking import patchify, unpatchify
+from fcmae.masking import patch_grid, patchify, unpatchify
 from fcmae.methods.losses import patch_statistics
 
 MASKED_GREY = 0.55
@@ -48,7 +48,7 @@ def reconstruct(method: ReconstructionMethod, images: Tensor, visible: Tensor) -
     Args:
         method: The pretraining method; `.patch_size`, `.norm_pix_loss` and `.pred` of its output are used.
         images: Normalised as in training, [B, C, H, W], floating.
-        visible: Patches the encoder sees, bool [B, Gh, Gw].
+        visible: Patches, or finer cells, that the encoder sees, bool [B, Gh, Gw].
     Returns:
         [B, C, H, W], normalised like `images` and of their dtype.
     Paper: He et al. 2021, Masked Autoencoders, section 3 (reconstruction target).
@@ -58,9 +58,9 @@ def reconstruct(method: ReconstructionMethod, images: Tensor, visible: Tensor) -
     if method.norm_pix_loss:
         mean, std = patch_statistics(target)
         pred = pred * std + mean
-    grid = (visible.shape[1], visible.shape[2])
+    grid = patch_grid((images.shape[2], images.shape[3]), method.patch_size)
     predicted = unpatchify(pred, method.patch_size, grid=grid)
-    return torch.where(pixels_of(visible, method.patch_size), images, predicted)
+    return torch.where(pixels_of(visible, images.shape[2] // visible.shape[1]), images, predicted)
 
 
 def _predict(method: ReconstructionMethod, images: Tensor, visible: Tensor) -> Tensor:

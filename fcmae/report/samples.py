@@ -83,6 +83,8 @@ def read_images(
 def draw_visible(method: MaskedAutoencoder, images: Tensor, *, seed: int) -> Tensor:
     """A mask for each image as in pretraining: visible patches, bool [B, Gh, Gw]."""
     ids = method.draw_visible_ids(images, torch.Generator().manual_seed(seed))
+    if ids.ndim == 3:  # several complementary masks an image: the first
+        ids = ids[:, 0]
     return visible_from_ids(ids, method.grid_of(images))
 
 
@@ -93,7 +95,7 @@ def picture_rows(
     original = denormalise(images, config)
     return [
         ("original", displayable(original)),
-        ("visible", displayable(hide_masked(original, visible, method.patch_size))),
+        ("visible", displayable(hide_masked(original, visible, method.cell_size))),
         ("reconstructed", displayable(denormalise(reconstruct(method, images, visible), config))),
     ]
 

@@ -9,6 +9,8 @@ import fcmae
 from fcmae.errors import InputError
 from fcmae.masking import complementary_visible_ids, patchify
 from fcmae.methods import ConvMAE
+from fcmae.report.reconstruction import pixels_of, reconstruct
+from fcmae.report.samples import draw_visible
 from sparse_ops.testing import assert_within_budget
 
 SMALL = {
@@ -237,3 +239,14 @@ def test_one_graph_serves_every_batch_size() -> None:
 def test_bad_input_is_named(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         fcmae.create_method("convmae", **{"backbone": "convmae_small", "image_size": 64, **SMALL, **options})
+
+
+@pytest.mark.parametrize("options", [{}, {"complementary_masks": True}, {"mask_stride": 4}])
+def test_reconstructions_keep_the_visible_pixels_and_paint_the_others(options: dict) -> None:
+    method = small_method(image_size=(64, 96), **options)
+    images = torch.randn(2, 3, 64, 96)
+    visible = draw_visible(method, images, seed=0)
+    seen = pixels_of(visible, method.cell_size).expand_as(images)
+    painted = reconstruct(method, images, visible)
+    assert torch.equal(painted[seen], images[seen])
+    assert float((painted != images)[~seen].float().mean()) > 0.99

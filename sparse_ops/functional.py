@@ -37,6 +37,11 @@ _ENGINES = {
     Backend.WARPCONVNET: warpconvnet_adapter,
 }
 
+# Asked once: torch 2.11's compiler cannot trace the question.
+_AUTOCAST_DEVICES = tuple(
+    device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
+)
+
 
 def engine(backend: str) -> ModuleType:
     """The module of a backend, for tests that watch it."""
@@ -47,7 +52,7 @@ def _autocast(features: Tensor, *parameters: Tensor) -> list[Tensor]:
     """The tensors in autocast's dtype where it is on, as F.conv2d and F.linear would have them."""
     device = features.device.type
     tensors = [features, *parameters]
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return tensors
     if features.dtype is torch.float64:  # which autocast leaves alone
         return tensors

@@ -14,7 +14,7 @@ from fcmae.masking import count_visible, patch_grid, random_visible_ids
 from fcmae.methods.method import Method
 from fcmae.methods.msn_head import ProjectionHead
 from fcmae.methods.msn_loss import msn_loss
-from fcmae.methods.msn_reduce import reduce_max
+from fcmae.methods.msn_reduce import count_processes, reduce_max
 from fcmae.methods.output import MethodOutput
 from fcmae.models import Encoder, ViTEncoder, require_name
 from sparse_ops import ActiveSites
@@ -175,6 +175,10 @@ class MSN(Method):
             length 1, from their mean: 0 where the encoder tells no two images apart, 1 where they point
             everywhere).
         """
+        if self.training and len(images.target) * count_processes() < 2:
+            raise InputError(
+                f"train.batch_size: expected at least 2 images, which MSN compares, got {len(images.target)}."
+            )
         if visible_ids is None:
             visible_ids = self.draw_visible_ids(images, generator)
         sites = ActiveSites.from_visible_ids(

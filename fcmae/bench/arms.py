@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fcmae.bench.convmae_arms import build_convmae
 from fcmae.masking import patch_grid, patchify, random_visible_ids, visible_from_ids
 from fcmae.methods import FCMAE, create_method
 from fcmae.methods.losses import reconstruction_loss
@@ -35,6 +36,7 @@ class StepSpec:
     device: str
     compile: bool
     threads: int
+    method: str = "fcmae"
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
@@ -160,6 +162,16 @@ def build_network(spec: StepSpec) -> tuple[nn.Module, Tensor, int]:
     images = torch.randn(spec.batch_size, 3, spec.image_size, spec.image_size, device=device)
     if spec.arm == "mae":
         return MaskedViT(spec.image_size).to(device), images, MaskedViT.patch_size
+    if spec.method == "convmae":
+        network, patch_size = build_convmae(
+            arm=spec.arm,
+            backbone=spec.backbone,
+            image_size=spec.image_size,
+            mask_ratio=spec.mask_ratio,
+            backend=spec.backend,
+            device=device,
+        )
+        return network, images, patch_size
     method = create_method(
         "fcmae",
         backbone=spec.backbone,

@@ -20,13 +20,15 @@ import torch
 
 from fcmae.arguments import OptionParser
 from fcmae.bench.arms import ARMS, StepSpec
+from fcmae.bench.convmae_arms import CONVMAE_ARMS, CONVMAE_STAGE_ARMS, STAGES
 from fcmae.config import require
 from fcmae.errors import InputError
 from fcmae.masking import count_visible, patch_grid
 from fcmae.models import find_preset, require_name
 from sparse_ops import Backend
 
-PATCH_SIZE = 32
+METHODS = {"fcmae": ("convnextv2_tiny", 32), "convmae": ("convmae_base", 16)}
+"""Of each method, its backbone unless one is named, and the side of its patches."""
 MAE_MASK_RATIO = 0.75
 PAUSE_SECONDS = 0.05
 EQUAL_ARMS = ("sparse", "masked_dense", "direct")
@@ -36,13 +38,19 @@ PARITY = {"fp32": 1e-4, "bf16": 2e-2}
 
 def _parser() -> argparse.ArgumentParser:
     parser = OptionParser("fcmae bench step", __doc__)
-    parser.add_argument("--backbone", default="convnextv2_tiny")
+    parser.add_argument("--method", choices=tuple(METHODS), default="fcmae")
+    parser.add_argument("--backbone", help="default: convnextv2_tiny, or convmae_base of convmae")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--mask-ratio", type=float, default=0.6)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--backend", default="auto", help="engine of the sparse arm")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: sparse masked_dense")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=(*ARMS, *CONVMAE_STAGE_ARMS),
+        help="default: sparse masked_dense, of convmae also sparse_stages masked_dense_stages",
+    )
     parser.add_argument(
         "--against",
         choices=("mae",),
@@ -127,7 +135,7 @@ def measure(specs: list[StepSpec], steps: int) -> list[dict[str, Any]]:
 
 def _require_parity(arms: list[Arm]) -> None:
     """Refuse to time arms that should compute the same loss and do not."""
-    same = [arm for arm in arms if arm.spec.arm in EQUAL_ARMS]
+    same = [arm for arm in arms if arm.spec.arm.removesuffix(STAGES) in EQUAL_ARMS]
     for arm in same[1:]:
         first, other = same[0].facts["loss"], arm.facts["loss"]
         if not abs(first - other) <= PARITY[arm.spec.precision] * abs(first):
@@ -141,7 +149,7 @@ def format_table(results: list[dict[str, Any]]) -> str:
     """The results as text; ratios are to the last arm, pair by pair for the time."""
     base = results[-1]
     header = ("mask", "median s", "min s", "img/s", "time ratio", "MiB", "ratio")
-    lines = [f"{'arm':<14}" + "".join(f"{title:>11}" for title in header)]
+    lines = [f"{'arm':<20}" + "".join(f"{title:>11}" for title in header)]
     for result in results:
         pairs = zip(result["seconds"], base["seconds"], strict=True)
         ratio = statistics.median(a / b for a, b in pairs)
@@ -155,7 +163,7 @@ def format_table(results: list[dict[str, Any]]) -> str:
             f"{memory / 2**20:.0f}",
             f"{memory / max(1, base['peak_bytes_above_weights']):.3f}",
         )
-        lines.append(f"{result['arm']:<14}" + "".join(f"{cell:>11}" for cell in cells))
+        lines.append(f"{result['arm']:<20}" + "".join(f"{cell:>11}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -183,16 +191,23 @@ def _processor() -> str:
 def main(argv: list[str]) -> int:
     """Run the benchmark, print its table and write its JSON."""
     args = _parser().parse_args(argv)
+    default_backbone, patch_size = METHODS[args.method]
+    args.backbone = args.backbone or default_backbone
     find_preset(args.backbone)
     require_name("--backend", "an engine of the sparse operations", args.backend, Backend)
     require(args.steps >= 1, f"--steps: expected at least 1, got {args.steps}.")
     require(args.batch_size >= 1, f"--batch-size: expected at least 1, got {args.batch_size}.")
     require(args.threads >= 1, f"--threads: expected at least 1, got {args.threads}.")
-    grid = patch_grid((args.image_size, args.image_size), PATCH_SIZE)
+    grid = patch_grid((args.image_size, args.image_size), patch_size)
     count_visible(grid[0] * grid[1], args.mask_ratio)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: expected a CUDA device, got none on this machine. Use --device cpu.")
-    names = args.arms or (["sparse", args.against] if args.against else ["sparse", "masked_dense"])
+    whole = ["sparse", args.against] if args.against else ["sparse", "masked_dense"]
+    stages = ["sparse" + STAGES, "masked_dense" + STAGES] if args.method == "convmae" else []
+    names = args.arms or whole + stages
+    known = ARMS if args.method == "fcmae" else (*CONVMAE_ARMS, *CONVMAE_STAGE_ARMS, "mae")
+    for name in names:
+        require_name("--arms", f"an arm of {args.method}", name, known)
     specs = [
         StepSpec(
             arm=name,
@@ -201,10 +216,11 @@ def main(argv: list[str]) -> int:
             image_size=args.image_size,
             mask_ratio=MAE_MASK_RATIO if name == "mae" else args.mask_ratio,
             precision=args.precision,
-            backend=args.backend if name == "sparse" else "auto",
+            backend=args.backend if name.removesuffix(STAGES) == "sparse" else "auto",
             device=args.device,
             compile=args.compile,
             threads=args.threads,
+            method=args.method,
         )
         for name in names
     ]
@@ -212,12 +228,16 @@ def main(argv: list[str]) -> int:
     hardware = facts["gpu"] if args.device == "cuda" else facts["processor"]
     print(
         f"{args.backbone}, {args.batch_size} images of {args.image_size} px, {args.precision}, "
-        f"forward + backward, {args.threads} threads, {hardware}, torch {facts['torch']}; "
-        f"ratios to {names[-1]}",
+        f"forward + backward, {args.threads} threads, {hardware}, torch {facts['torch']}",
         flush=True,
     )
-    results = measure(specs, args.steps)
-    print(format_table(results))
+    results = []
+    # Whole steps and stages are two comparisons, each in one go.
+    for is_stages in (False, True):
+        group = [spec for spec in specs if spec.arm.endswith(STAGES) is is_stages]
+        if group:
+            results += measure(group, args.steps)
+            print(f"ratios to {group[-1].arm}\n{format_table(results[-len(group) :])}", flush=True)
     if args.json:
         args.json.write_text(json.dumps({"machine": facts, "results": results}, indent=1) + "\n")
     return 0

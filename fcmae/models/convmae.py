@@ -218,18 +218,24 @@ class ConvMAEEncoder(Encoder):
         """
         require_name("execution", "a way to run the encoder", execution, EXECUTIONS)
         sites = self.first_sites(images, visible, sites)
+        first, second = self.convolve(images, sites, execution)
+        x = self.patch_embed3(second)
+        if sites is not None and not isinstance(x, SparseImage):
+            x = SparseImage.from_dense(features_of(x), sites.downsample(2).downsample(2))
+        embedded = linear(features_of(x), self.patch_embed4.weight, self.patch_embed4.bias)
+        return [first, second, self._attend(with_features(x, embedded))]
+
+    def convolve(
+        self, images: Tensor, sites: ActiveSites | None, execution: Execution
+    ) -> tuple[Image, Image]:
+        """The two convolution stages; see `forward`."""
         x: Image = space_to_depth(images, _STRIDES[0])
         if sites is not None and execution == "sparse":
             x = SparseImage.from_dense(x, sites)
         elif sites is not None and execution == "masked_dense":
             x = MaskedImage(x, sites)
         first = self.blocks1(self.patch_embed1.from_squares(x))
-        second = self.blocks2(self.patch_embed2(first))
-        x = self.patch_embed3(second)
-        if sites is not None and not isinstance(x, SparseImage):
-            x = SparseImage.from_dense(features_of(x), sites.downsample(2).downsample(2))
-        embedded = linear(features_of(x), self.patch_embed4.weight, self.patch_embed4.bias)
-        return [first, second, self._attend(with_features(x, embedded))]
+        return first, self.blocks2(self.patch_embed2(first))
 
     def _attend(self, x: Image) -> Image:
         """Add the positions and run the transformer blocks, each image by itself."""

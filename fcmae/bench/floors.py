@@ -110,6 +110,21 @@ def depthwise(direction: str, rows: int, channels: int, *, kernel: int = 7, item
     return Work(name=f"depthwise {direction}", moved=2 * pass_bytes(rows, channels, itemsize), vector=flops)
 
 
+def visible_tap_share(grid: tuple[int, int], kept: int, tile: int, *, kernel: int = 7) -> float:
+    """Expected share of a convolution's taps that meet a visible site: what need not be skipped.
+
+    Of the sites that a visible site's taps reach, those in its own patch are visible, those outside the image
+    are not, and those in another patch are with the chance that `kept - 1` of the other patches give them.
+    """
+    own = inside = 1.0
+    for extent in grid:
+        taps = [(a, a + step - kernel // 2) for a in range(extent * tile) for step in range(kernel)]
+        reached = [(a, b) for a, b in taps if 0 <= b < extent * tile]
+        inside *= len(reached) / len(taps)
+        own *= sum(a // tile == b // tile for a, b in reached) / len(taps)
+    return own + (inside - own) * (kept - 1) / (grid[0] * grid[1] - 1)
+
+
 def regular(direction: str, rows: int, channels: int, *, kernel: int = 3, itemsize: int = 2) -> Work:
     """One direction of a convolution with groups=1 that keeps the width."""
     return Work(

@@ -1,7 +1,10 @@
 """Floors against values worked out by hand for ConvNeXt V2-Base: 256 images of 224 px, mask ratio 0.6."""
 
+from pathlib import Path
+
 import pytest
 
+from fcmae.bench.floor_tables import tables
 from fcmae.bench.floors import (
     FUSED_PASSES,
     H200_EXPECTED,
@@ -17,7 +20,10 @@ from fcmae.bench.floors import (
     regular,
     step_floor_seconds,
     step_works,
+    visible_tap_share,
 )
+
+PAGE = Path(__file__).parents[3] / "docs" / "kernels.md"
 
 # Stage: rows, channels, depthwise bytes and FLOPs, GEMMs, unfused and fused passes; microseconds at 4.3 TB/s,
 # 60 TFLOP/s on the float32 lanes and 790 TFLOP/s in bf16 GEMMs.
@@ -88,3 +94,21 @@ def test_step_of_base() -> None:
     dense = step_works("convnextv2_base", visible_patches=49, **sizes)
     ratio = step_floor_seconds(sparse, H200_EXPECTED) / step_floor_seconds(dense, H200_EXPECTED)
     assert 19 / 49 < ratio < 0.42  # the decoder and the optimiser cost the same in both
+
+
+def test_visible_taps_by_hand() -> None:
+    # Two patches of 2 x 2 sites side by side, one visible: in each direction two of a site's three taps stay
+    # in its patch, the third is outside or masked.
+    assert visible_tap_share((1, 2), 1, 2, kernel=3) == pytest.approx(2 / 3 * 2 / 3)
+    # All visible: only what is outside is left out.
+    assert visible_tap_share((2, 2), 4, 1, kernel=3) == pytest.approx((2 / 3) ** 2)
+    # Tiles of one site and an even chance for each neighbour: the centre, and a share of the others inside.
+    share = visible_tap_share((3, 3), 5, 1, kernel=3)
+    inside = ((2 + 3 + 2) / 9) ** 2
+    assert share == pytest.approx(1 / 9 + (inside - 1 / 9) * 4 / 8)
+
+
+def test_the_pages_predictions_are_those_of_this_module() -> None:
+    page = PAGE.read_text()
+    for table in tables():
+        assert table in page, f"docs/kernels.md: expected the table of fcmae.bench.floor_tables:\n{table}"

@@ -14,14 +14,12 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TypeVar
 
-from torchvision.utils import save_image
-
 from fcmae.bench import step as bench_step
-from fcmae.config import DataConfig, FinetuneConfig, PretrainConfig
+from fcmae.config import FinetuneConfig, PretrainConfig
 from fcmae.config_io import load_config
 from fcmae.convert.command import convert_checkpoint
 from fcmae.convert.files import read_checkpoint
-from fcmae.data import open_dataset
+from fcmae.data import open_dataset, write_scans
 from fcmae.errors import InputError
 from fcmae.report.demo import DemoResult, write_demo_page
 from fcmae.report.samples import draw_visible, load_method, picture_rows, read_events, read_images
@@ -48,24 +46,6 @@ class Stages:
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
-
-
-def write_scans(data: DataConfig, folder: Path) -> dict[str, int]:
-    """Write the built-in scans as PNGs, `folder`/{train,val}/<class>/<number>.png, and return how many.
-
-    As folders the held-out scans are out of reach of both trainings, and lie as a user's own images would.
-    """
-    counts = {}
-    everything = dataclasses.replace(data, labels_per_class=None)
-    for split in ("train", "val"):
-        dataset = open_dataset(everything, split=split, labelled=True)
-        assert dataset.classes is not None and dataset.labels is not None
-        for name in dataset.classes:
-            (folder / split / name).mkdir(parents=True, exist_ok=True)
-        for index, label in enumerate(dataset.labels):
-            save_image(dataset.load(index), folder / split / dataset.classes[label] / f"{index:04d}.png")
-        counts[split] = len(dataset)
-    return counts
 
 
 def with_folders(config: Config, scans: Path, run_dir: Path) -> Config:

@@ -17,6 +17,7 @@ from fcmae.config import (
     PretrainConfig,
     TrainConfig,
 )
+from fcmae.data import write_scans
 from fcmae.report.samples import read_events
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ DATA = DataConfig(
 
 
 def test_scans_are_written_once_each_by_split_and_class(tmp_path: Path) -> None:
-    counts = demo.write_scans(DATA, tmp_path)
+    counts = write_scans(DATA, tmp_path)
     files = {split: list((tmp_path / split).rglob("*.png")) for split in ("train", "val")}
     assert {split: len(found) for split, found in files.items()} == counts
     assert sum(counts.values()) == 1797 and abs(counts["val"] - 90) <= 5

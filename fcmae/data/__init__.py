@@ -2,6 +2,7 @@
 
 from fcmae.data.decode import IMAGE_EXTENSIONS, UnreadableImageError, decode_image
 from fcmae.data.loader import Batch, evaluation_batches, training_batches
+from fcmae.data.scans import write_scans
 from fcmae.data.sources import DigitsDataset, FolderDataset, ImageDataset, open_dataset
 from fcmae.data.transforms import (
     Transform,
@@ -33,4 +34,5 @@ __all__ = [
     "open_dataset",
     "pretrain_transform",
     "training_batches",
+    "write_scans",
 ]

@@ -188,8 +188,8 @@ class Architecture:
         }
 
 
-def from_config(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a pretraining checkpoint's config declares.
+def from_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Architecture:
+    """The architecture that a pretraining checkpoint's config declares; the weights add nothing to it.
 
     Raises:
         InputError: the config lacks the fields, or timm has no such network.
@@ -228,10 +228,10 @@ def from_shapes(weights: Mapping[str, Tensor]) -> Architecture:
             f"weights: expected blocks in stages 0 to 3, got stages {stages}. Give weights of ConvNeXt V2."
         )
     depths = tuple(sum(stage == wanted for stage, _ in blocks) for wanted in stages)
-    kernels = [_weight(weights, f"encoder.stages.{stage}.blocks.0.conv_dw.weight", 4) for stage in stages]
+    kernels = [weight_of(weights, f"encoder.stages.{stage}.blocks.0.conv_dw.weight", 4) for stage in stages]
     dims = tuple(kernel.shape[0] for kernel in kernels)
-    stem = _weight(weights, "encoder.stem.0.weight", 4)
-    fc1 = _weight(weights, "encoder.stages.0.blocks.0.mlp.fc1.weight", 2, 4)
+    stem = weight_of(weights, "encoder.stem.0.weight", 4)
+    fc1 = weight_of(weights, "encoder.stages.0.blocks.0.mlp.fc1.weight", 2, 4)
     same = [name for name, preset in _PRESETS.items() if (preset.depths, preset.dims) == (depths, dims)]
     return Architecture(
         backbone=same[0] if same else "convnextv2_atto" if fc1.ndim == 4 else "convnextv2_tiny",
@@ -244,15 +244,20 @@ def from_shapes(weights: Mapping[str, Tensor]) -> Architecture:
 
 
 def _decoder_like(decoder: Mapping[str, Tensor], in_channels: int) -> ConvNeXtDecoder:
-    dim = _weight(decoder, "decoder.mask_token", 1).shape[0]
-    pixels = _weight(decoder, "decoder.pred.weight", 2).shape[0]
+    dim = weight_of(decoder, "decoder.mask_token", 1).shape[0]
+    pixels = weight_of(decoder, "decoder.pred.weight", 2).shape[0]
     depth = len({found[1] for key in decoder if (found := _DECODER_BLOCK.match(key))})
     return ConvNeXtDecoder(in_channels, pixels, dim=dim, depth=depth)
 
 
-def _weight(weights: Mapping[str, Tensor], key: str, *ndims: int) -> Tensor:
+def weight_of(weights: Mapping[str, Tensor], key: str, *ndims: int) -> Tensor:
+    """A weight by our name.
+
+    Raises:
+        InputError: it is missing, or has another number of dimensions.
+    """
     if key not in weights:
-        raise InputError(f"weights: expected every key of ConvNeXt V2, got no {key}. Check the file.")
+        raise InputError(f"weights: expected every key of the network, got no {key}. Check the file.")
     if weights[key].ndim not in ndims:
         raise InputError(
             f"weights: expected {key} of {' or '.join(map(str, ndims))} dimensions, "

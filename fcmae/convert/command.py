@@ -3,18 +3,18 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from fcmae.arguments import OptionParser
-from fcmae.convert.architecture import Architecture
 from fcmae.convert.dense import TARGETS, convert_source
 from fcmae.convert.families import SOURCES, Family
 from fcmae.convert.files import check_writable, write_weights
 from fcmae.convert.fold import fold_layer_norm
+from fcmae.convert.network import Network
 from fcmae.convert.onnx_export import OPSET, Features, OnnxOptions, check_onnx, export_onnx
 from fcmae.convert.report import Report
 from fcmae.convert.source import Source, open_source
@@ -30,7 +30,7 @@ class ConversionReport(Report):
     """The file that was read; of a run folder, its newest readable checkpoint."""
     out: Path | None
     """The weights that were written; None for a dry run, and where only a graph was wanted."""
-    architecture: Architecture
+    architecture: Network
     differences: list[StageDifference]
     """Source against target, stage by stage, and the ONNX graph against PyTorch; empty when not verified."""
     folded: list[str] = field(default_factory=list)
@@ -82,6 +82,8 @@ def convert_checkpoint(
     if path is not None and not dry_run:
         _check_out(path, opened.path, force=force)
     if onnx is not None:
+        if opened.family.dense_model is None:
+            raise InputError(f"onnx: expected a network that timm has, got {opened.family.name}.")
         check_onnx(onnx, force=force or dry_run)
 
     log(f"read     {opened.path}, {opened.format.name} weights of {opened.family.name}")
@@ -108,11 +110,11 @@ def convert_checkpoint(
         log(f"verified largest difference {worst.relative:.1e} of the root mean square, allowed {BOUND:.0e}")
 
     if path is not None:
-        metadata = {"format": "pt", "architecture": json.dumps(asdict(architecture))}
+        metadata = {"format": "pt", "architecture": json.dumps(vars(architecture))}
         key = "model" if target == "official" else "state_dict"
         write_weights(path, state_dict, metadata=metadata, force=force, key=key)
         log(f"wrote    {path}, for {architecture.call(target, str(path))}")
-    if onnx is not None:
+    if onnx is not None and opened.family.dense_model is not None:
         model = opened.family.dense_model(state_dict, form, architecture, opened.drop_path)
         differences += _write_onnx(model, opened.family, architecture, onnx, log)
     return ConversionReport(**made, out=path, differences=differences, folded=folded)
@@ -121,7 +123,7 @@ def convert_checkpoint(
 def _write_onnx(
     model: nn.Module,
     family: Family,
-    architecture: Architecture,
+    architecture: Network,
     options: OnnxOptions,
     log: Callable[[str], object],
 ) -> list[StageDifference]:
@@ -149,7 +151,7 @@ def _notes(source: Source) -> list[str]:
     return notes
 
 
-def _default_out(checkpoint: Path, architecture: Architecture, target: str) -> Path:
+def _default_out(checkpoint: Path, architecture: Network, target: str) -> Path:
     folder = checkpoint.parent
     run = folder.parent if folder.name == "checkpoints" else folder
     return run / f"{architecture.backbone}_{target}.safetensors"

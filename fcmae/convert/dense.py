@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fcmae.convert.architecture import Architecture
 from fcmae.convert.formats.convnextv2 import FORMATS
+from fcmae.convert.network import Network
 from fcmae.convert.report import Report
 from fcmae.convert.source import Source, open_source
 from fcmae.convert.transfer import transfer
@@ -15,9 +15,7 @@ TARGETS = ("timm", "official", "transformers", "mmpretrain", "fcmae")
 """Formats that are written."""
 
 
-def convert_source(
-    source: Source, architecture: Architecture, target: str
-) -> tuple[dict[str, Tensor], Report]:
+def convert_source(source: Source, architecture: Network, target: str) -> tuple[dict[str, Tensor], Report]:
     """The state dict of `source` in another format.
 
     A classifier's head comes along; a decoder where the target has one.
@@ -39,16 +37,18 @@ def convert_source(
     if target == "timm":  # timm itself knows best
         shapes = architecture.timm_shapes(num_classes=num_classes)
     else:
-        decoder = {name: tensor for name, tensor in ours.items() if name.startswith("decoder.")}
+        decoder = {key: tensor for key, tensor in ours.items() if not key.startswith(("encoder.", "head."))}
         shapes = formats[target].shapes_of(architecture.our_shapes(num_classes=num_classes, decoder=decoder))
-    return transfer(source.weights, source=source.format, target=formats[target], target_shapes=shapes)
+    form = formats[target]
+    converted, report = transfer(source.weights, source=source.format, target=form, target_shapes=shapes)
+    return form.split(converted), report
 
 
 def convert_weights(
     weights: Mapping[str, Tensor],
     target: str,
     *,
-    architecture: Architecture | None = None,
+    architecture: Network | None = None,
     source: str = "auto",
 ) -> tuple[dict[str, Tensor], Report]:
     """A state dict in another format.
@@ -68,7 +68,7 @@ def convert_weights(
 
 
 def to_timm(
-    weights: Mapping[str, Tensor], architecture: Architecture | None = None, *, source: str = "auto"
+    weights: Mapping[str, Tensor], architecture: Network | None = None, *, source: str = "auto"
 ) -> tuple[dict[str, Tensor], Report]:
     """The state dict of timm's `convnextv2_*`, see convert_weights.
 

@@ -6,10 +6,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fcmae.convert import architecture, verify_convnextv2
-from fcmae.convert.architecture import Architecture
+from fcmae.convert import (
+    architecture,
+    architecture_convmae,
+    architecture_vit,
+    verify_convnextv2,
+    verify_transformers,
+)
 from fcmae.convert.formats import Format
+from fcmae.convert.formats.convmae import FORMATS as CONVMAE_FORMATS
 from fcmae.convert.formats.convnextv2 import FORMATS as CONVNEXTV2_FORMATS
+from fcmae.convert.formats.vit import FORMATS as VIT_FORMATS
+from fcmae.convert.network import Network
 from fcmae.convert.report import shorten
 from fcmae.convert.verify import StageDifference
 from fcmae.errors import InputError
@@ -21,17 +29,15 @@ class Family:
 
     name: str
     formats: Mapping[str, Format]
-    from_config: Callable[[Mapping[str, Any]], Architecture]
-    """Of a pretraining checkpoint's config."""
-    from_shapes: Callable[[Mapping[str, Tensor]], Architecture]
+    from_config: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Network]
+    """Of a pretraining checkpoint's config and its weights under our names."""
+    from_shapes: Callable[[Mapping[str, Tensor]], Network]
     """Of weights under our names."""
-    compare: Callable[
-        [Mapping[str, Tensor], Mapping[str, Tensor], Format, Architecture], list[StageDifference]
-    ]
+    compare: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Format, Any], list[StageDifference]]
     """(source's weights under our names, converted ones, their format, architecture) -> how far the outputs
     are apart."""
-    dense_model: Callable[[Mapping[str, Tensor], Format, Architecture, float], nn.Module]
-    """(weights, their format, architecture, drop path rate) -> timm's model with them."""
+    dense_model: Callable[[Mapping[str, Tensor], Format, Any, float], nn.Module] | None
+    """(weights, their format, architecture, drop path rate) -> timm's model; None: it has none."""
     dynamic: tuple[int, ...]
     """Axes of timm's input [B, C, H, W] that may have any size."""
     folds: Mapping[str, str]
@@ -53,14 +59,44 @@ CONVNEXTV2 = Family(
         "head.norm": "head.fc",
     },
 )
-FAMILIES = (CONVNEXTV2,)
+VIT = Family(
+    name="ViT",
+    formats=VIT_FORMATS,
+    from_config=architecture_vit.from_config,
+    from_shapes=architecture_vit.from_shapes,
+    compare=verify_transformers.compare_vit,
+    dense_model=verify_transformers.dense_vit,
+    dynamic=(0,),
+    folds={
+        "encoder.blocks.{block}.norm1": "encoder.blocks.{block}.attn.qkv",
+        "encoder.blocks.{block}.norm2": "encoder.blocks.{block}.mlp.fc1",
+        "head.norm": "head.fc",
+    },
+)
+CONVMAE = Family(
+    name="ConvMAE",
+    formats=CONVMAE_FORMATS,
+    from_config=architecture_convmae.from_config,
+    from_shapes=architecture_convmae.from_shapes,
+    compare=verify_transformers.compare_convmae,
+    dense_model=None,
+    dynamic=(0,),
+    folds={
+        "encoder.blocks1.{block}.norm1": "encoder.blocks1.{block}.conv1",
+        "encoder.blocks1.{block}.norm2": "encoder.blocks1.{block}.mlp.fc1",
+        "encoder.blocks2.{block}.norm1": "encoder.blocks2.{block}.conv1",
+        "encoder.blocks2.{block}.norm2": "encoder.blocks2.{block}.mlp.fc1",
+        "encoder.blocks3.{block}.norm1": "encoder.blocks3.{block}.attn.qkv",
+        "encoder.blocks3.{block}.norm2": "encoder.blocks3.{block}.mlp.fc1",
+    },
+)
+FAMILIES = (CONVNEXTV2, VIT, CONVMAE)
 SOURCES = tuple(dict.fromkeys(name for family in FAMILIES for name in family.formats))
 """Names of all formats that can be read."""
 
 # A key that tells what else somebody may have at hand.
 _OTHERS = {
     "layer1.0.conv1.weight": "a ResNet",
-    "blocks.0.attn.qkv.weight": "a ViT",
     "layers.0.blocks.0.attn.qkv.weight": "a Swin",
     "stages.0.0.gamma": "ConvNeXt V1",
     "stages.0.blocks.0.gamma": "ConvNeXt V1",

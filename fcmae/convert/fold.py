@@ -25,6 +25,7 @@ def fold_layer_norm(
     Returns:
         (weights of `form`, our names of the norms that were folded).
     """
+    weights = form.join(weights)
     folded = dict(weights)
     key_of = {name: key for key in weights if (name := form.to_ours(key)) is not None}
     norms = [name.removesuffix(".weight") for name in key_of if name.endswith(".weight")]
@@ -50,7 +51,7 @@ def fold_layer_norm(
         write(f"{norm}.weight", torch.ones_like(scale))
         write(f"{norm}.bias", torch.zeros_like(shift))
         done.append(norm)
-    return folded, done
+    return form.split(folded), done
 
 
 def _partner(norm: str, folds: Folds) -> str | None:

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fcmae.convert.families import find_format
+from fcmae.convert.formats import Format
 from fcmae.convert.report import Report
-from fcmae.convert.source import open_source
+from fcmae.convert.source import Source, open_source
 from fcmae.convert.transfer import transfer
+from fcmae.models import Encoder
 
 
 def load_weights(
@@ -33,11 +36,26 @@ def load_weights(
     """
     opened = open_source(weights, source=source)
     expected = module.state_dict()
+    target = find_format(expected)[1]
     placed, report = transfer(
         opened.weights,
         source=opened.format,
-        target=find_format(expected)[1],
-        target_shapes={name: tensor.shape for name, tensor in expected.items()},
+        target=target,
+        target_shapes=_shapes(module, target.join(expected), target, opened),
     )
-    module.load_state_dict({**expected, **placed})
+    module.load_state_dict({**expected, **target.split(placed)})
     return report
+
+
+def _shapes(
+    module: nn.Module, expected: Mapping[str, Tensor], target: Format, source: Source
+) -> dict[str, torch.Size]:
+    """Shapes that the module takes: its own, and of position embeddings any that ours fits itself."""
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    if any(isinstance(part, Encoder) for part in (module, *module.children())):
+        given = source.ours()
+        for key in shapes:
+            name = target.to_ours(key)
+            if name in given and name.endswith("pos_embed"):
+                shapes[key] = given[name].shape
+    return shapes

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fcmae.convert.architecture import Architecture
 from fcmae.convert.families import Family, find_format
 from fcmae.convert.files import read_checkpoint, read_newest_checkpoint
 from fcmae.convert.formats import Format
+from fcmae.convert.network import Network
 from fcmae.convert.report import shorten
 from fcmae.errors import InputError
 
@@ -31,10 +31,10 @@ class Source:
     refused: list[str] = field(default_factory=list)
     """One line for each damaged newer checkpoint of the run."""
 
-    def architecture(self) -> Architecture:
+    def architecture(self) -> Network:
         """What the checkpoint's config declares, or what the shapes show where there is no config."""
         if self.config is not None:
-            return self.family.from_config(self.config)
+            return self.family.from_config(self.config, self.ours())
         return self.family.from_shapes(self.ours())
 
     def ours(self) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ def open_source(weights: str | Path | Mapping[str, Any], *, source: str = "auto"
     is_pretraining = content.get("format") == "fcmae-1" and content.get("kind") == "pretrain"
     config = content.get("config") if content.get("format") == "fcmae-1" else None
     return Source(
-        weights=state_dict,
+        weights=form.join(state_dict),
         family=family,
         format=form,
         path=path,
@@ -101,7 +101,8 @@ def open_source(weights: str | Path | Mapping[str, Any], *, source: str = "auto"
 
 def _state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
     inner = content
-    for key in ("model", "state_dict"):  # ours; timm's and most others'
+    # Ours and the original projects'; timm's and most others'; MSN's, of whose two networks this one is used.
+    for key in ("model", "state_dict", "target_encoder"):
         if isinstance(content.get(key), Mapping):
             inner = content[key]
             break

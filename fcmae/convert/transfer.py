@@ -13,10 +13,15 @@ from fcmae.errors import InputError
 # The encoder is not among them: all of it must arrive.
 _DROPPED = {
     "decoder": "only pretraining has a decoder",
+    "stage1_output_decode": "only pretraining adds the first stages to the last",
+    "stage2_output_decode": "only pretraining adds the first stages to the last",
     "head": "the target has no such classifier",
 }
+_PRETRAINING = ("decoder", "stage1_output_decode", "stage2_output_decode")
 _MISSING = {
     "decoder": "initialised by the method",
+    "stage1_output_decode": "initialised by the method",
+    "stage2_output_decode": "initialised by the method",
     "head": "initialised by the classifier",
 }
 
@@ -64,7 +69,7 @@ def transfer(
     for name, key in reversed(source_of.items()):
         tensor, place, part = state_dict[key], target_of.get(name), _part(name)
         if place is None:
-            if part == "encoder" or (part == "decoder" and part in target_parts):
+            if part == "encoder" or (part in _PRETRAINING and part in target_parts):
                 problems.append(f"unexplained {_describe(key, tensor)}")
             else:
                 dropped[key] = _DROPPED[part]
@@ -86,7 +91,7 @@ def transfer(
         part = _part(name)
         if name in source_of:
             continue
-        if part == "head" or (part == "decoder" and part not in source_parts):
+        if part == "head" or (part in _PRETRAINING and part not in source_parts):
             missing[place] = _MISSING[part]
         else:
             problems.append(f"missing {place} {list(target_shapes[place])}")

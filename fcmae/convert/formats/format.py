@@ -26,9 +26,13 @@ class Format:
     marks: Mapping[str, int]
     """Keys that weights of this format have, with their numbers of dimensions; no other format has them all.
     `[backbone.]` in a key means: with or without it."""
+    lacks: tuple[str, ...] = ()
+    """Keys that weights of this format do not have, and those of a format that includes it have."""
     names: Mapping[str, str]
     """Name in this format -> our name. `{stage}`, `{block}`, `{param}` and `{path}` stand for themselves;
-    what is in brackets is written, and may be absent where it is read."""
+    what is in brackets is written, and may be absent where it is read. `a+b.weight` in a name stands for
+    `a.weight` and `b.weight`, whose tensors lie one after the other in ours. Of several names for one of ours
+    the first is written."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     """Our name -> layout in this format; others are as ours."""
     dropped: Mapping[str, str] = field(default_factory=dict)
@@ -38,7 +42,7 @@ class Format:
 
     def matches(self, state_dict: Mapping[str, object]) -> bool:
         """Whether these are keys of this format."""
-        return all(
+        return not any(key in state_dict for key in self.lacks) and all(
             any(
                 isinstance(tensor := state_dict.get(key), Tensor) and tensor.ndim == ndim
                 for key in _spellings(mark)
@@ -80,6 +84,24 @@ class Format:
         layout = self._layout(name)
         return tensor if layout is None else layout.from_ours(tensor)
 
+    def join(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights in which the tensors that are one in ours have become one, under their joint names."""
+        joined = dict(state_dict)
+        for first, pattern, joint in self._joints:
+            for key in [key for key in joined if pattern.fullmatch(key)]:
+                whole = key.replace(f".{first}.", f".{joint}.")
+                if all(part in joined for part in _parts(whole)):
+                    joined[whole] = torch.cat([joined.pop(part) for part in _parts(whole)])
+        return joined
+
+    def split(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of join."""
+        split: dict[str, Tensor] = {}
+        for key, tensor in weights.items():
+            parts = _parts(key)
+            split.update(zip(parts, tensor.chunk(len(parts)) if len(parts) > 1 else [tensor], strict=True))
+        return split
+
     def shapes_of(self, ours: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
         """Key -> shape in this format, of those of our names that it has a place for."""
         return {
@@ -102,6 +124,13 @@ class Format:
     @cached_property
     def _dropped(self) -> _Table:
         return [(pattern_of(theirs), why) for theirs, why in self.dropped.items()]
+
+    @cached_property
+    def _joints(self) -> list[tuple[str, re.Pattern[str], str]]:
+        """(first part, pattern of its key, joint part) of each name with a `+`."""
+        found = [(name, part) for name in self.names for part in name.split(".") if "+" in part]
+        firsts = [(part.split("+")[0], name, part) for name, part in found]
+        return [(first, pattern_of(name.replace(part, first)), part) for first, name, part in firsts]
 
     @cached_property
     def _layouts(self) -> list[tuple[re.Pattern[str], Layout]]:
@@ -127,6 +156,14 @@ def _written(template: str) -> str:
 def _spellings(key: str) -> Iterator[str]:
     yield _written(key)
     yield re.sub(r"\[[^]]+\]", "", key)
+
+
+def _parts(key: str) -> list[str]:
+    """The names that a joint one stands for; a name without `+` stands for itself."""
+    joint = next((part for part in key.split(".") if "+" in part), None)
+    if joint is None:
+        return [key]
+    return [key.replace(f".{joint}.", f".{part}.") for part in joint.split("+")]
 
 
 def _translate(key: str, table: _Table) -> str | None:

@@ -1,7 +1,6 @@
 """ConvNeXt V2's formats, one module each."""
 
 from fcmae.convert.formats.convnextv2 import (
-    fcmae,
     minkowski,
     mmpretrain,
     official,
@@ -11,11 +10,13 @@ from fcmae.convert.formats.convnextv2 import (
     warpconvnet,
 )
 from fcmae.convert.formats.format import Format
+from fcmae.convert.formats.ours import msn_format, pretraining_format
 
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
-        fcmae.FORMAT,
+        pretraining_format("stem.0.weight", 4),
+        msn_format("stem.0.weight", 4),
         timm.FORMAT,
         official.FORMAT,
         minkowski.FORMAT,

@@ -1,0 +1,51 @@
+"""What conversion needs to know of a network: its sizes, and how others build it."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Network(Protocol):
+    """A family's architecture: a frozen dataclass of sizes."""
+
+    @property
+    def backbone(self) -> str:
+        """Name of a preset with the same sizes, or nearly so."""
+        ...
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        ...
+
+    @property
+    def depths(self) -> tuple[int, ...] | None:
+        """Blocks of each stage; None: those of `backbone`."""
+        ...
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image to try the network with."""
+        ...
+
+    def our_shapes(self, *, num_classes: int, decoder: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        """Our name -> shape of the encoder, the head unless it has 0 classes, and what `decoder` holds."""
+        ...
+
+    def timm_shapes(self, *, num_classes: int) -> dict[str, torch.Size]:
+        """Name -> shape of timm's model."""
+        ...
+
+    def create_timm(self, **options: Any) -> nn.Module:
+        """timm's model with random weights."""
+        ...
+
+    def require_fits(self, target: str) -> None:
+        """Raise InputError where the target's library can build no such network."""
+        ...
+
+    def call(self, target: str, out: str) -> str:
+        """How a reader makes the model that converted weights at `out` fit."""
+        ...

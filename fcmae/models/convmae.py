@@ -119,7 +119,7 @@ class ConvMAEEncoder(Encoder):
     """Convolution blocks at strides 4 and 8, transformer blocks at stride 16, under the original's names.
 
     `norm` belongs behind the last stage, and `forward` leaves it to the caller: pretraining adds the first
-    two stages before it, a classifier averages the tokens before a norm of its own.
+    two stages before it, `embed` and a classifier average the tokens.
 
     Args:
         depths: Blocks of the three stages.
@@ -224,6 +224,10 @@ class ConvMAEEncoder(Encoder):
             x = SparseImage.from_dense(features_of(x), sites.downsample(2).downsample(2))
         embedded = linear(features_of(x), self.patch_embed4.weight, self.patch_embed4.bias)
         return [first, second, self._attend(with_features(x, embedded))]
+
+    def embed(self, images: Tensor, *, sites: ActiveSites | None = None) -> Tensor:
+        """One vector an image, [B, C]: the norm of the visible tokens' mean, as a classifier takes it."""
+        return self.norm(super().embed(images, sites=sites))
 
     def convolve(
         self, images: Tensor, sites: ActiveSites | None, execution: Execution

@@ -109,6 +109,16 @@ class Original:
         return [f"{stage}.{block}" for block in range(count)]
 
 
+def positions(dim: int, grid: tuple[int, int]) -> Tensor:
+    """The authors' fixed embedding, [1, L, dim]: a quarter each of sines and cosines of x, then of y."""
+    rows = []
+    for patch in range(grid[0] * grid[1]):
+        y, x = divmod(patch, grid[1])
+        angles = [[place / 10_000 ** (4 * k / dim) for k in range(dim // 4)] for place in (x, y)]
+        rows.append([wave(angle) for part in angles for wave in (math.sin, math.cos) for angle in part])
+    return torch.tensor([rows], dtype=torch.float64)
+
+
 def _take(tokens: Tensor, keep: Tensor) -> Tensor:
     """The tokens [B, L, C] at the indices [B, K]."""
     return torch.stack([image[ids] for image, ids in zip(tokens, keep, strict=True)])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from original_convmae import Original
+from original_convmae import Original, positions
 from torch import Tensor, nn
 
 import fcmae
@@ -43,30 +43,40 @@ def draw(method: ConvMAE, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("execution", "dtype"),
-    [("sparse", torch.float64), ("masked_dense", torch.float64), ("sparse", torch.float32)],
+    ("execution", "dtype", "options"),
+    [
+        ("sparse", torch.float64, {}),
+        ("masked_dense", torch.float64, {}),
+        ("sparse", torch.float32, {}),
+        ("sparse", torch.float64, {"image_size": (64, 96), "kernel_size": 7, "in_chans": 12}),
+        ("sparse", torch.float64, {"image_size": (448, 448), "in_chans": 1}),
+    ],
 )
-@pytest.mark.parametrize("kernel_size", [5, 7])
 def test_loss_prediction_and_gradients_are_the_originals(
-    execution: str, dtype: torch.dtype, kernel_size: int
+    execution: str, dtype: torch.dtype, options: dict
 ) -> None:
-    """At 224 px, which the original is bound to, and under its names."""
-    images = torch.randn(2, 3, 224, 224)
+    """Under its names, at 224 px, which it is bound to, and as it would compute other images."""
+    options = {"image_size": (224, 224), "in_chans": 3, **options}
+    height, width = options["image_size"]
+    grid = (height // 16, width // 16)
+    images = torch.randn(2, options["in_chans"], height, width)
     results = []
     for arm, arm_dtype in (("original", torch.float64), ("original", dtype), (execution, dtype)):
-        method = small_method(
-            image_size=224, kernel_size=kernel_size, execution="sparse" if arm == "original" else arm
-        ).to(arm_dtype)
+        ours = arm != "original"
+        method = small_method(**options, execution=arm if ours else "sparse").to(arm_dtype)
         ids = draw(method, images)
         parameters = dict(method.named_parameters())
-        if arm == "original":
-            state = {official_name(n): t for n, t in [*method.named_buffers(), *parameters.items()]}
-            hidden = torch.ones(2, 196, dtype=arm_dtype).scatter(1, ids, 0.0).view(2, 14, 14)
-            original = Original(state, heads=(2, 4))
-            loss, pred = original.loss_and_pred(images.to(arm_dtype), hidden)
-        else:
+        if ours:
             out = method(images.to(arm_dtype), visible_ids=ids)
             loss, pred = out.loss, out.pred
+        else:
+            state: dict[str, Tensor] = {official_name(name): p for name, p in parameters.items()}
+            # Kept in float32, as the original's; those of another grid than the encoder's own are computed.
+            kept = positions(16, grid).float().to(arm_dtype)
+            state["decoder_pos_embed"] = kept
+            state["pos_embed"] = kept if grid == (14, 14) else positions(16, grid).to(arm_dtype)
+            hidden = torch.ones(2, grid[0] * grid[1], dtype=arm_dtype).scatter(1, ids, 0.0).view(2, *grid)
+            loss, pred = Original(state, heads=(2, 4)).loss_and_pred(images.to(arm_dtype), hidden)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         results.append([loss.detach(), pred.detach(), *gradients])
     names = ["loss", "prediction", *parameters]

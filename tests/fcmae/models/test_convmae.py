@@ -180,6 +180,18 @@ def test_any_image(in_chans: int, image_size: tuple[int, int]) -> None:
     assert whole[-1].shape == (1, *grid, 16)
 
 
+def test_an_embedding_is_the_normed_mean_of_the_visible_tokens() -> None:
+    encoder = small_encoder().double()
+    images, visible = torch.randn(2, 3, 64, 64, dtype=torch.float64), some_visible(2, (4, 4))
+    visible[0, 0] = True
+    sites = encoder.first_sites(images, visible, None)
+    tokens = encoder(images, sites=sites)[-1].densify()
+    means = torch.stack([tokens[image][visible[image]].mean(0) for image in (0, 1)])
+    assert torch.allclose(encoder.embed(images, sites=sites), encoder.norm(means), rtol=1e-9, atol=1e-12)
+    whole = encoder.norm(encoder(images)[-1].flatten(1, 2).mean(1))
+    assert torch.allclose(encoder.embed(images), whole, rtol=1e-9, atol=1e-12)
+
+
 def test_positions_are_added_where_the_tokens_are() -> None:
     """Without blocks and projections the tokens are the positions."""
     encoder = small_encoder(depths=(0, 0, 0))

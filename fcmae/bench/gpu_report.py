@@ -27,7 +27,9 @@ def render(report: dict[str, Any]) -> str:
     kernels = [k for k in report["kernels"] if "failed" not in k]
     if kernels:
         parts.append(markdown_table(KERNEL_HEADER, [_kernel_row(k, kernels) for k in kernels]))
-    if left_out := _left_out(report):
+    left_out = _failures(report)
+    left_out += [f"{skipped['name']}: skipped, {skipped['reason']}" for skipped in report["skipped"]]
+    if left_out:
         parts.append("Not measured in this run:\n\n" + "\n".join(f"- {line}" for line in left_out))
     return "\n\n".join(parts) + "\n"
 
@@ -46,7 +48,9 @@ def short_table(report: dict[str, Any]) -> str:
         )
     lines += text_table(*_kernels_by_arm(report["kernels"]))
     lines += text_table(STEP_HEADER, step_rows(report))
-    lines += [f"not measured: {line[:LINE]}" for line in _left_out(report)]
+    lines += [f"not measured: {line[:LINE]}" for line in _failures(report)]
+    if skipped := report["skipped"]:
+        lines.append(f"skipped for want of time: {', '.join(entry['name'] for entry in skipped)}")
     return "\n".join(lines)
 
 
@@ -147,8 +151,8 @@ def _facts(report: dict[str, Any]) -> str:
     return text
 
 
-def _left_out(report: dict[str, Any]) -> list[str]:
-    """What was skipped or failed, with the reason."""
+def _failures(report: dict[str, Any]) -> list[str]:
+    """What failed, with the reason."""
     lines = [
         f"{p['op']} on {p['backend']}: parity failed: {p['failed']}" for p in report["parity"] if p["failed"]
     ]
@@ -163,7 +167,6 @@ def _left_out(report: dict[str, Any]) -> list[str]:
             if "failed" in figures:
                 lines.append(f"{case['name']}, {name}: {figures['failed']}")
         lines += [f"{case['name']}: {reason}" for reason in case["out_of_memory"]]
-    lines += [f"{skipped['name']}: skipped, {skipped['reason']}" for skipped in report["skipped"]]
     return lines
 
 

@@ -149,6 +149,11 @@ def survey_in_process(plan: Plan, until: float) -> Iterator[Event]:
         connection.close()
 
 
+def print_now(line: str) -> None:
+    """Print a line that shows even if the run is killed."""
+    print(line, flush=True)
+
+
 def run(
     plan: Plan,
     out: Path,
@@ -156,7 +161,7 @@ def run(
     start: Callable[[ArmSpec], Arm] = ProcessArm,
     surveying: Callable[[Plan, float], Iterator[Event]] = survey_in_process,
     clock: Callable[[], float] = time.monotonic,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_now,
 ) -> tuple[dict[str, Any], Path]:
     """Run a plan and write its results after every case.
 

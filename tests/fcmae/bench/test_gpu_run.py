@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_skipped_and_named(tmp_path: Path) -> None:
     assert skipped["name"] == LARGE.name and skipped["arms"] == ["sparse", "masked_dense"]
     assert skipped["reason"] == "needs about 200 s of the 195 s left"
     assert any("skipped" in line for line in lines)
-    assert f"{LARGE.name}: skipped, needs about 200 s" in short_table(report)
+    assert f"skipped for want of time: {LARGE.name}" in short_table(report)
 
 
 def test_what_a_kind_has_taken_replaces_the_guess(tmp_path: Path) -> None:

@@ -105,6 +105,39 @@ def test_prediction_loss_and_gradients_are_the_definitions(
         assert bool(e.any()), name
 
 
+def wave(count: int, number: int) -> Tensor:
+    return 0.3 * torch.sin(torch.arange(count, dtype=torch.float64) * (0.7 + 0.01 * number) + number)
+
+
+@pytest.mark.parametrize(
+    ("norm_pix_loss", "loss", "gradients"),
+    [
+        (True, 2.148141062283577, (0.001350974530096477, 0.4830975635566926, 0.028780920600320885)),
+        (False, 1.5572754453257873, (0.0013421107645925066, 0.4805367400412944, 0.028540240768706232)),
+    ],
+)
+def test_values_are_those_of_the_authors_code(
+    norm_pix_loss: bool, loss: float, gradients: tuple[float, ...]
+) -> None:
+    """Recorded from the authors' `MaskedAutoencoderViT` (mae at efb2a80, timm 1.0.31, float64), with these
+    sizes, weights and images.
+    """
+    method = small_method(image_size=32, norm_pix_loss=norm_pix_loss).double()
+    parameters = {name.partition(".")[2]: p for name, p in method.named_parameters()}
+    with torch.no_grad():
+        for number, (_, parameter) in enumerate(sorted(parameters.items())):
+            values = wave(parameter.numel(), number).view(parameter.shape)
+            parameter.copy_(values + float(parameter.ndim == 1))
+    images = 3 * wave(2 * 3 * 32 * 32, 5).view(2, 3, 32, 32)
+    out = method(images, visible_ids=torch.tensor([[1, 4, 10, 15], [0, 3, 6, 13]]))
+    assert float(out.loss.detach()) == pytest.approx(loss, rel=1e-12)
+    assert float(out.pred.detach().abs().sum()) == pytest.approx(6128.929118431105, rel=1e-12)
+    assert float(out.pred[1, 7, 100].detach()) == pytest.approx(0.44074813773349975, rel=1e-11)
+    of = [parameters[name] for name in ("cls_token", "mask_token", "blocks.0.attn.qkv.weight")]
+    actual = [float(gradient.abs().sum()) for gradient in torch.autograd.grad(out.loss, of)]
+    assert actual == pytest.approx(list(gradients), rel=1e-10)
+
+
 def test_a_cell_of_several_tokens_is_normalised_as_one() -> None:
     method = in_float64(small_method(patch_size=16))
     images = torch.randn(2, 3, 32, 48, dtype=torch.float64)

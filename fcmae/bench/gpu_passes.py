@@ -92,7 +92,8 @@ def _convolution(sites: ActiveSites, channels: int, settings: KernelSettings) ->
 
     def forward(config: Any) -> Callable[[int], Callable[[], object]]:
         def make(_: int) -> Callable[[], object]:
-            x, taps = _randn(settings, sites.num_sites, channels), _randn(settings, KERNEL**2 + 1, channels)
+            x = _randn(settings, sites.num_sites, channels)
+            taps = _randn(settings, KERNEL**2 + 1, channels).float()
             return lambda: conv_launch.forward_rows(x, taps, *index, kernel=KERNEL, side=side, config=config)
 
         return make

@@ -30,11 +30,11 @@ from fcmae.bench.gpu_steps import ARMS, StepCase, StepSettings, measure_case, pl
 from fcmae.bench.gpu_timing import device_facts, measure_rates, slug
 from sparse_ops import Backend
 
-PREPARE_SECONDS = {"convnextv2_tiny": 100.0, "convnextv2_base": 150.0, "convnextv2_large": 200.0}
-"""Guess of what compiling a case takes; what a case of the same kind has taken replaces it."""
+COMPILED_SECONDS = {"convnextv2_tiny": 100.0, "convnextv2_base": 150.0, "convnextv2_large": 200.0}
+"""Guess of what a compiled case takes, its arms side by side."""
 
-EAGER_SECONDS = 35.0
-"""Guess for a case without compilation."""
+EAGER_SECONDS = 15.0
+"""Guess of what each arm of an eager case takes, one after another."""
 
 STEP_OPS = ("subm_conv2d depthwise", "global_response_norm", "grn_mlp")
 """Ops that a sparse step runs on the engine under test."""
@@ -222,8 +222,7 @@ def run_cases(
     wrong = unproven(report)
     taken: dict[tuple[str, bool], float] = {}
     for case in cases:
-        guess = PREPARE_SECONDS.get(case.backbone, EAGER_SECONDS) if case.compiled else EAGER_SECONDS
-        need, left = taken.get(case.kind, guess), until - clock()
+        need, left = expected_seconds(case, taken), until - clock()
         if need > left:
             reason = f"needs about {need:.0f} s of the {max(0.0, left):.0f} s left"
             report["skipped"].append({"name": case.name, "arms": list(case.arms), "reason": reason})
@@ -235,10 +234,18 @@ def run_cases(
         result = measure_case(without(case, barred), settings, start=start, until=until, rates=rates)
         for name in barred:
             result["arms"][name] = {"failed": f"not timed: no parity for {wrong}"}
-        taken[case.kind] = result["seconds"] = clock() - began
+        result["seconds"] = clock() - began
+        taken[case.kind] = result["seconds"] / (1 if case.compiled else len(case.arms))
         report["steps"].append(result)
         say(f"{case.name}: {result['seconds']:.0f} s, batch {result['batch_size']}, {_summary(result)}")
         save()
+
+
+def expected_seconds(case: StepCase, taken: dict[tuple[str, bool], float]) -> float:
+    """What a case should take: `taken` holds cases of its kind, eager ones by the arm; else a guess."""
+    if case.compiled:
+        return taken.get(case.kind, COMPILED_SECONDS.get(case.backbone, max(COMPILED_SECONDS.values())))
+    return taken.get(case.kind, EAGER_SECONDS) * len(case.arms)
 
 
 def unproven(report: dict[str, Any]) -> str | None:

@@ -13,6 +13,10 @@ from fcmae.masking import count_visible
 
 MAE_MASK_RATIO = 0.75
 PATCH_SIZE = 32
+
+TURNS_SECONDS = 15.0
+"""Kept for the turns of those arms that were ready in time."""
+
 LOSS_PARITY = {"fp32": 1e-4, "bf16": 2e-2}
 """Relative difference of the losses of equal arms above which none is timed, as in `fcmae bench step`."""
 
@@ -197,7 +201,7 @@ def _measure_arms(
 
         launched = [launch(spec) for spec in specs] if parallel else map(launch, specs)
         for arm in launched:
-            facts = ask(arm, lambda arm=arm: arm.ready(until))
+            facts = ask(arm, lambda arm=arm: arm.ready(until - TURNS_SECONDS))
             if facts is not None:
                 results[arm.spec.name] = {**facts, "turns": []}
                 running.append(arm)

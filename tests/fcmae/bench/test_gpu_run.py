@@ -11,7 +11,7 @@ import pytest
 from fcmae.bench import gpu_command
 from fcmae.bench.gpu_arms import ArmError, ArmSpec, ProcessArm
 from fcmae.bench.gpu_report import render, short_table
-from fcmae.bench.gpu_run import STEP_OPS, Event, Plan, run, survey_in_process
+from fcmae.bench.gpu_run import STEP_OPS, Event, Plan, expected_seconds, run, survey_in_process
 from fcmae.bench.gpu_steps import StepCase, StepSettings
 from fcmae.errors import InputError
 
@@ -108,7 +108,7 @@ def test_results_are_written_after_every_case(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_skipped_and_named(tmp_path: Path) -> None:
-    # Of 295 s base takes 100; large is guessed at 200 of the 195 left, tiny at 100, an eager case at 35.
+    # Of 295 s base takes 100; large is guessed at 200 of the 195 left, tiny at 100, two eager arms at 30.
     report, _, lines, _ = go(tmp_path, (BASE, LARGE, TINY, TINY_EAGER), budget=300, prepare=50)
     assert [case["name"] for case in report["steps"]] == [BASE.name, TINY.name, TINY_EAGER.name]
     (skipped,) = report["skipped"]
@@ -125,6 +125,12 @@ def test_what_a_kind_has_taken_replaces_the_guess(tmp_path: Path) -> None:
     assert len(report["steps"]) == 2
     report, *_ = go(tmp_path, (BASE, other), budget=185, prepare=80)
     assert [entry["name"] for entry in report["skipped"]] == [other.name]
+
+
+def test_eager_arms_count_one_by_one() -> None:
+    assert expected_seconds(TINY_EAGER, {}) == 30
+    assert expected_seconds(TINY_EAGER, {TINY_EAGER.kind: 4.0}) == 8
+    assert expected_seconds(TINY, {TINY_EAGER.kind: 4.0}) == 100
 
 
 def test_an_engine_without_parity_is_not_timed(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_step_is_the_scatter_backends(batch) -> None:
     assert_close(actual, expected)
 
 
+@pytest.mark.slow
 def test_step_compiles_as_one_graph(batch) -> None:
     method = small_method("triton")
     method.compile(fullgraph=True, backend="aot_eager")

@@ -171,9 +171,9 @@ class MSN(Method):
         Returns:
             Loss and, in `logs`: cross_entropy, mean_entropy (of all processes' mean prediction, at most
             log K), target_entropy (mean of each target's), prototypes_in_use (that a target of any process
-            likes best) and embedding_std (root mean square distance of this process' target vectors, at
-            length 1, from their mean: 0 where the encoder tells no two images apart, 1 where they point
-            everywhere).
+            likes best), prototype_share (of as many as the batch could use) and embedding_std (root mean
+            square distance of this process' target vectors, at length 1, from their mean: 0 where the encoder
+            tells no two images apart, 1 where they point everywhere).
         """
         if self.training and len(images.target) * count_processes() < 2:
             raise InputError(
@@ -204,6 +204,7 @@ class MSN(Method):
                 "mean_entropy": terms.mean_entropy,
                 "target_entropy": terms.target_entropy,
                 "prototypes_in_use": used.sum(),
+                "prototype_share": used.sum() / min(len(used), len(targets) * count_processes()),
                 "embedding_std": spread,
             },
         )

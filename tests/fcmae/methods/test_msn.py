@@ -78,10 +78,14 @@ def test_loss_is_that_of_views_taken_one_by_one(encoder: dict):
     found = method(images, visible_ids=ids)
     assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-10)
     assert set(found.logs) == {
-        "cross_entropy", "mean_entropy", "target_entropy", "prototypes_in_use", "embedding_std"
+        "cross_entropy", "mean_entropy", "target_entropy", "embedding_std",
+        "prototypes_in_use", "prototype_share",
     }  # fmt: skip
     assert not any(value.requires_grad for value in found.logs.values())
     assert found.logs["prototypes_in_use"] == len(set(expected.chosen.tolist()))
+    assert (
+        found.logs["prototype_share"] == found.logs["prototypes_in_use"] / 4
+    )  # images, fewer than prototypes
 
 
 @ENCODERS

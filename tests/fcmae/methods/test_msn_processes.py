@@ -101,7 +101,7 @@ def test_two_processes_are_the_joined_batch(tmp_path: Path):
             error = (half[name] - value).abs().max()
             # Different orders of summation: a few hundred roundings of float64.
             assert error <= 1e-13 * largest, name
-        for name in ("mean_entropy", "prototypes_in_use"):
+        for name in ("mean_entropy", "prototypes_in_use", "prototype_share"):
             torch.testing.assert_close(half["logs"][name], logs[name])
     balanced = sinkhorn(balanced_inputs(), iterations=3)
     torch.testing.assert_close(torch.cat([half["sinkhorn"] for half in halves]), balanced)

@@ -10,7 +10,7 @@ from sparse_ops.backends.triton_gpu.gather import gather_conv
 from sparse_ops.sites import ActiveSites
 
 LARGEST_CELL = 4
-"""Its sums, 4 x 4, and the 49 taps of a 7 x 7 kernel are what registers hold."""
+"""With 4 x 4 sums of two channels, registers have room for the taps in use."""
 
 
 def subm_conv2d(

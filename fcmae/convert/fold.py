@@ -9,6 +9,7 @@ from fcmae.convert.formats import Format
 from fcmae.convert.formats.format import pattern_of
 
 Folds = Mapping[str, str]
+_ROWS = 256
 
 
 def fold_layer_norm(
@@ -17,7 +18,7 @@ def fold_layer_norm(
     """The same function with every foldable LayerNorm's weight 1 and bias 0.
 
     For a layer W, b behind a norm with scale s and shift t: `W (s * n + t) + b = (W * s) n + (W t + b)`,
-    computed in float64. That holds for convolutions whose kernel is their stride, too: there is no padding.
+    summed in float64. That holds for convolutions whose kernel is their stride, too: there is no padding.
 
     Args:
         weights: Of `form`; they are not changed.
@@ -42,12 +43,13 @@ def fold_layer_norm(
         linear = _partner(norm, folds)
         if linear is None or f"{linear}.weight" not in key_of:
             continue
-        scale, shift = (read(f"{norm}.{param}").double() for param in ("weight", "bias"))
+        scale, shift = read(f"{norm}.weight"), read(f"{norm}.bias")
         weight = read(f"{linear}.weight")
         columns = (1, -1) + (1,) * (weight.ndim - 2)
-        bias = read(f"{linear}.bias").double() + (weight.double() * shift.view(columns)).flatten(1).sum(1)
-        write(f"{linear}.weight", weight.double() * scale.view(columns))
-        write(f"{linear}.bias", bias)
+        # A few rows at a time: a large matrix in float64 would be the largest thing in memory.
+        moved = [(rows.double() * shift.view(columns)).flatten(1).sum(1) for rows in weight.split(_ROWS)]
+        write(f"{linear}.weight", weight * scale.view(columns))
+        write(f"{linear}.bias", read(f"{linear}.bias").double() + torch.cat(moved))
         write(f"{norm}.weight", torch.ones_like(scale))
         write(f"{norm}.bias", torch.zeros_like(shift))
         done.append(norm)

@@ -16,7 +16,7 @@ from fcmae.methods.msn_head import ProjectionHead
 from fcmae.methods.msn_loss import msn_loss
 from fcmae.methods.msn_reduce import count_processes, reduce_max
 from fcmae.methods.output import MethodOutput
-from fcmae.models import Encoder, ViTEncoder, require_name
+from fcmae.models import ConvMAEEncoder, Encoder, ViTEncoder, require_name
 from sparse_ops import ActiveSites
 
 MASK_SHARINGS = ("sample", "original")
@@ -116,9 +116,8 @@ class MSN(Method):
             "me_max_weight": me_max_weight,
             "entropy_weight": entropy_weight,
         }
-        self.projection = ProjectionHead(
-            encoder.dims[-1], hidden_dim, output_dim, norm=not isinstance(encoder, ViTEncoder)
-        )
+        normed = isinstance(encoder, ConvMAEEncoder | ViTEncoder)
+        self.projection = ProjectionHead(encoder.dims[-1], hidden_dim, output_dim, norm=not normed)
         self.prototypes = nn.Parameter(torch.empty(prototypes, output_dim))
         nn.init.uniform_(self.prototypes, -(output_dim**-0.5), output_dim**-0.5)
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)

@@ -40,7 +40,7 @@ class ProjectionHead(nn.Sequential):
         out_channels: Width of what is compared with the prototypes (the paper: 256).
         norm: Begin with a LayerNorm. A ConvNet's last norm stands between pooling and its classifier and is
             no part of the encoder; without one, the scale of the residual stream, which differs between
-            images and grows with depth, would reach the head. A ViT's vector has gone through its own.
+            images and grows with depth, would reach the head. ViT's and ConvMAE's vectors come normed.
     """
 
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, *, norm: bool) -> None:

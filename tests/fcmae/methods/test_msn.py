@@ -15,7 +15,8 @@ from sparse_ops import ActiveSites
 
 CONVNET = {"backbone": "convnextv2_atto", "depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
 VIT = {"backbone": "vit_tiny_patch16", "depths": (2,), "dims": (16,), "num_heads": 2, "positions": "learnt"}
-ENCODERS = pytest.mark.parametrize("encoder", [CONVNET, VIT], ids=["convnextv2", "vit"])
+CONVMAE = {"backbone": "convmae_small", "depths": (1, 1, 1), "dims": (8, 8, 16), "num_heads": 2}
+ENCODERS = pytest.mark.parametrize("encoder", [CONVNET, VIT, CONVMAE], ids=["convnextv2", "vit", "convmae"])
 SMALL = {"prototypes": 12, "hidden_dim": 16, "output_dim": 8, "focal_size": 32, "mask_ratio": 0.3}
 
 
@@ -144,6 +145,14 @@ def test_encoder_head_and_prototypes_train_and_the_target_does_not(encoder: dict
     }
     assert "projection.fc1.weight" in decaying and "prototypes" not in decaying
     assert not [name for name in decaying if name.startswith("target_")]
+
+
+@ENCODERS
+def test_head_begins_with_a_norm_where_the_encoder_ends_without_one(encoder: dict):
+    method = small_method(encoder)
+    vectors = method.encoder.embed(10 * views().target)
+    normed = abs(vectors.mean(dim=1)).max() < 1e-5 and abs(vectors.std(dim=1, correction=0) - 1).max() < 1e-2
+    assert hasattr(method.projection, "norm") != normed
 
 
 def test_prototypes_start_uniform():

@@ -59,9 +59,9 @@ _VIT = {
 # MAE takes patches of 16 and 14 pixels, MSN also 8, 7 and 4.
 _VIT_PATCHES = (16, 14, 8, 7, 4)
 
-# Base: the authors' repository, which holds no other size. The rest: what others wrote from the paper, a fork of
-# FastConvMAE for small, DMJD and a denoising ConvMAE for large, the latter alone for huge. The weights released as
-# large and huge have other ratios, and huge another patch (Alpha-VL/ConvMAE issue 32).
+# Base: the authors' repository, which holds no other size. The rest: what others wrote from the paper, a fork
+# of FastConvMAE for small, DMJD and a denoising ConvMAE for large, the latter alone for huge. The weights
+# released as large and huge have other ratios, and huge another patch (Alpha-VL/ConvMAE issue 32).
 _CONVMAE = {
     "convmae_small": ConvMAEPreset(depths=(2, 2, 11), dims=(128, 256, 384), num_heads=6, mlp_ratio=(4, 4, 4)),
     "convmae_base": ConvMAEPreset(depths=(2, 2, 11), dims=(256, 384, 768), num_heads=12, mlp_ratio=(4, 4, 4)),

@@ -53,20 +53,17 @@ class SparseImage:
     sites: ActiveSites
 
     def __post_init__(self) -> None:
-        require(
-            self.features.ndim == 2 and self.features.shape[0] == self.sites.num_sites,
-            "SparseImage",
-            "features",
-            f"[{self.sites.num_sites}, C]",
-            list(self.features.shape),
-        )
+        matches = self.features.ndim == 2 and self.features.shape[0] == self.sites.num_sites
+        # The message is made only when it is needed: sizes may be symbols under torch.compile.
+        if not matches:
+            expected = f"[{self.sites.num_sites}, C]"
+            require(False, "SparseImage", "features", expected, list(self.features.shape))
 
     @classmethod
     def from_dense(cls, dense: Tensor, sites: ActiveSites) -> "SparseImage":
         """The active sites of `dense` [B, H, W, C]; its other sites are not looked at."""
         grid = (sites.batch_size, sites.height, sites.width)
         matches = dense.ndim == 4 and tuple(dense.shape[:3]) == grid
-        # The message is made only when it is needed: sizes may be symbols under torch.compile.
         if not matches:
             shape = f"[{', '.join(map(str, grid))}, C]"
             require(False, "SparseImage.from_dense", "dense", shape, list(dense.shape))

@@ -1,4 +1,4 @@
-"""A pretraining checkpoint becomes dense timm weights; the same as `fcmae convert`.
+"""A sparse checkpoint becomes dense weights, verified; the same as `fcmae convert`.
 
 python scripts/convert_sparse_to_dense.py runs/NAME --verify
 """

@@ -122,7 +122,12 @@ class ViTArchitecture:
         if target == "timm":
             return f'timm.create_model("{self.backbone}_224", img_size={self.input_size[1:]})'
         if target == "transformers":
-            return f"a transformers.ViTConfig(hidden_size={self.dim}, image_size={self.input_size[1]}, ...)"
+            return (
+                f"transformers.ViTConfig(hidden_size={self.dim}, num_hidden_layers={self.depth}, "
+                f"num_attention_heads={self.num_heads}, intermediate_size={self.dim * self.mlp_ratio}, "
+                f"image_size={self.input_size[1:]}, patch_size={self.patch_size}, "
+                f"num_channels={self.in_chans}, layer_norm_eps=1e-6)"
+            )
         return f'fcmae.load_weights(module, "{out}")'
 
 

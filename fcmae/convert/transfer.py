@@ -45,28 +45,23 @@ def transfer(
     """
     dropped = {key: why for key in state_dict if (why := source.why_dropped(key)) is not None}
     ours = {key: source.to_ours(key) for key in state_dict if key not in dropped}
-    source_of = {name: key for key, name in reversed(ours.items()) if name is not None}
+    source_of: dict[str, str] = {}
+    problems: list[str] = []
+    for key, name in ours.items():
+        if name is None:
+            problems.append(f"unexplained {_describe(key, state_dict[key])}")
+        elif source_of.setdefault(name, key) != key:
+            problems.append(f"{_describe(key, state_dict[key])} for the second time, after {source_of[name]}")
     target_of = {name: key for key in target_shapes if (name := target.to_ours(key)) is not None}
-    problems = [
-        f"unexplained {_describe(key, state_dict[key])}" for key, name in ours.items() if name is None
-    ]
-    problems += [
-        f"unexplained target {key} {list(shape)}"
-        for key, shape in target_shapes.items()
-        if target.to_ours(key) is None
-    ]
-    problems += [
-        f"{_describe(key, state_dict[key])} for the second time, after {source_of[name]}"
-        for key, name in ours.items()
-        if name is not None and source_of[name] != key
-    ]
+    explained = set(target_of.values())
+    problems += [f"unexplained target {key}" for key in target_shapes if key not in explained]
     source_parts = {_part(name) for name in source_of}
     target_parts = {_part(name) for name in target_of}
 
     weights: dict[str, Tensor] = {}
     mapped: dict[str, str] = {}
     missing: dict[str, str] = {}
-    for name, key in reversed(source_of.items()):
+    for name, key in source_of.items():
         tensor, place, part = state_dict[key], target_of.get(name), _part(name)
         if place is None:
             if part == "encoder" or (part in _PRETRAINING and part in target_parts):

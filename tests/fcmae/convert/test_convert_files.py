@@ -78,13 +78,14 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
 }
 
 
+@pytest.mark.parametrize("mmap", [False, True], ids=["read", "mapped"])
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_bad_file_is_refused_in_one_line_that_names_it(kind: str, tmp_path: Path) -> None:
+def test_bad_file_is_refused_in_one_line_that_names_it(kind: str, mmap: bool, tmp_path: Path) -> None:
     name, make, what = BAD_FILES[kind]
     path = tmp_path / name
     path.write_bytes(make(tmp_path / "scratch"))
     with pytest.raises(InputError) as refused:
-        read_checkpoint(path)
+        read_checkpoint(path, mmap=mmap)
     message = str(refused.value)
     assert what in message and str(path) in message and "\n" not in message
     assert not Path("/tmp/fcmae-code-was-run").exists()

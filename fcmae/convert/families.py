@@ -132,7 +132,7 @@ def find_format(state_dict: Mapping[str, object], source: str = "auto") -> tuple
     other = next((f", which looks like {name}" for key, name in _OTHERS.items() if key in state_dict), "")
     raise InputError(
         f"weights: expected keys of {' or '.join(family.name for family in FAMILIES)} "
-        f"({', '.join(SOURCES)}), got {shorten(keys) or 'no keys'}{other}. Give a checkpoint of that network."
+        f"({', '.join(SOURCES)}), got {shorten(keys) or 'no keys'}{other}. Give a checkpoint of one of these."
     )
 
 

@@ -22,6 +22,7 @@ LAYOUTS = {"encoder.stages.{stage}.blocks.{block}.mlp.grn.{param}": GRN_MAP}
 FORMAT = Format(
     name="official",
     marks={"downsample_layers.0.0.weight": 4, "stages.0.0.dwconv.weight": 4},
+    lacks=("stages.0.0.gamma",),  # ConvNeXt V1's layer scale
     names=NAMES,
     layouts=LAYOUTS,
 )

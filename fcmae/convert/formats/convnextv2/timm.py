@@ -19,4 +19,5 @@ NAMES = {
     "head.fc.{param}": "head.fc.{param}",
 }
 
-FORMAT = Format(name="timm", marks={"stem.0.weight": 4}, names=NAMES)
+# ConvNeXt V1 has layer scale and no GRN.
+FORMAT = Format(name="timm", marks={"stem.0.weight": 4}, lacks=("stages.0.blocks.0.gamma",), names=NAMES)

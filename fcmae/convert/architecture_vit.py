@@ -109,6 +109,19 @@ class ViTArchitecture:
         with torch.device("meta"):
             return shapes_of({"": self.create_timm(num_classes=num_classes)})
 
+    def transformers_options(self) -> dict[str, Any]:
+        """Keyword arguments of transformers.ViTConfig."""
+        return {
+            "hidden_size": self.dim,
+            "num_hidden_layers": self.depth,
+            "num_attention_heads": self.num_heads,
+            "intermediate_size": self.dim * self.mlp_ratio,
+            "image_size": self.input_size[1:],
+            "patch_size": self.patch_size,
+            "num_channels": self.in_chans,
+            "layer_norm_eps": 1e-6,  # its default is 1e-12
+        }
+
     def require_fits(self, target: str) -> None:
         """Raise InputError where the target's library can build no such network."""
         if self.pools_patches and target == "transformers":
@@ -122,12 +135,8 @@ class ViTArchitecture:
         if target == "timm":
             return f'timm.create_model("{self.backbone}_224", img_size={self.input_size[1:]})'
         if target == "transformers":
-            return (
-                f"transformers.ViTConfig(hidden_size={self.dim}, num_hidden_layers={self.depth}, "
-                f"num_attention_heads={self.num_heads}, intermediate_size={self.dim * self.mlp_ratio}, "
-                f"image_size={self.input_size[1:]}, patch_size={self.patch_size}, "
-                f"num_channels={self.in_chans}, layer_norm_eps=1e-6)"
-            )
+            options = ", ".join(f"{name}={value}" for name, value in self.transformers_options().items())
+            return f"transformers.ViTConfig({options})"
         return f'fcmae.load_weights(module, "{out}")'
 
 

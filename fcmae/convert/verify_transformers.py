@@ -1,6 +1,8 @@
 """ViT and ConvMAE: the source and what it was converted to compute the same features."""
 
+import importlib.util
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -32,8 +34,9 @@ def compare_vit(
 ) -> list[StageDifference]:
     """Our encoder with the source's weights against timm's with the converted ones.
 
-    All patches visible, and mask ratio 0.6: our tokens of the visible patches against timm's blocks over the
-    same ones of its embedded patches. Other formats are read again by their names. Float32, evaluation mode.
+    All patches visible: against timm, for which other formats are read again by their names, or for theirs
+    against transformers' own ViT where it is installed. Mask ratio 0.6: our tokens of the visible patches
+    against timm's blocks over the same ones of its embedded patches. Float32, evaluation mode.
 
     Args:
         ours: The source's weights under our names.
@@ -51,19 +54,21 @@ def compare_vit(
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(_BATCH, *architecture.input_size, generator=generator)
     found = {"tokens": encoder.forward_tokens(images)}
-    theirs = dense.forward_features(images)
-    expected = [theirs]
     if dense.num_classes:
         found["logits"] = _logits(found["tokens"], ours)
-        expected.append(dense.forward_head(theirs))
     engine = "timm" if target.name == "timm" else f"timm from the {target.name} keys"
+    if target.name == "transformers" and importlib.util.find_spec("transformers") is not None:
+        whole, expected = "transformers", _transformers_outputs(converted, target, architecture, images)
+    else:
+        theirs = dense.forward_features(images)
+        whole, expected = engine, [theirs, dense.forward_head(theirs)]
     ids = random_visible_ids(_BATCH, architecture.grid, mask_ratio=_MASK_RATIO, generator=generator)
     sites = ActiveSites.from_visible_ids(ids, grid=architecture.grid, tile=1)
     kept = torch.cat([torch.zeros_like(ids[:, :1]), ids + 1], dim=1)
     embedded = dense._pos_embed(dense.patch_embed(images))
     gathered = embedded.gather(1, kept.unsqueeze(-1).expand(-1, -1, embedded.shape[-1]))
     return [
-        *differences(f"all visible, ours against {engine}", found, expected),
+        *differences(f"all visible, ours against {whole}", found, expected[: len(found)]),
         *differences(
             f"mask ratio 0.6, visible tokens against {engine}",
             {"tokens": encoder.forward_tokens(images, sites=sites)},
@@ -86,6 +91,28 @@ def dense_vit(
     )
     assert isinstance(model, VisionTransformer)
     return model
+
+
+def _transformers_outputs(
+    converted: Mapping[str, Tensor], target: Format, architecture: ViTArchitecture, images: Tensor
+) -> list[Tensor]:
+    """Tokens after the last norm, and logits, which mean nothing where there is no head."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(**architecture.transformers_options())
+    head = converted.get("classifier.weight")
+    config.num_labels = 0 if head is None else len(head)
+    with torch.device("meta"):
+        names = target.join(ViTForImageClassification(config).state_dict())
+    # Its names in memory need not be those of its files.
+    placed, _ = transfer(
+        target.join(converted),
+        source=target,
+        target=target,
+        target_shapes={name: tensor.shape for name, tensor in names.items()},
+    )
+    model: Any = filled(lambda: ViTForImageClassification(config), target.split(placed))
+    return [model.vit(images).last_hidden_state, model(images).logits]
 
 
 @torch.no_grad()

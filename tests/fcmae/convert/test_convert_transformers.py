@@ -301,6 +301,24 @@ def test_transformers_own_vit_mae_gives_our_features(vit_mae: tuple[nn.Module, P
     assert_same(dict(fresh.state_dict()), dict(model.state_dict()))
 
 
+def test_transformers_own_vit_is_what_verification_runs() -> None:
+    pytest.importorskip("transformers", reason="transformers: not installed")
+    model, architecture = timm_vit(), vit(depth=2, dim=192, patch_size=16)
+    ours, form = open_source(model.state_dict()).ours(), VIT.formats["transformers"]
+    converted, _ = convert_weights(model.state_dict(), "transformers", architecture=architecture)
+    found = VIT.compare(ours, converted, form, architecture)
+    check_differences(found)
+    assert found[0].comparison.endswith("against transformers") and found[1].stage == "logits"
+    key = "vit.encoder.layer.1.attention.attention.key.weight"
+    with pytest.raises(InputError, match=r"all visible, ours against transformers, (tokens|logits)"):
+        check_differences(
+            VIT.compare(ours, {**converted, key: converted[key].flip(0)}, form, architecture)[:2]
+        )
+    averaged = dataclasses.replace(architecture, pools_patches=True)
+    with pytest.raises(InputError, match="expected a classifier of the class token for transformers"):
+        averaged.require_fits("transformers")
+
+
 def test_position_embeddings_of_another_grid_are_fitted_by_our_encoder() -> None:
     ours = random_weights(VIT, vit(), decoder=False)
     encoder = fcmae.create_backbone("vit_tiny_patch16", depths=(2,), dims=(12,), num_heads=3, stem_stride=8)

@@ -1,20 +1,19 @@
 """The networks that a step is timed on: ours in each execution, and what it is held against.
 
 `direct` is the masked-dense network written by hand with `F.conv2d` in channels-last, to show that the
-masked-dense arm is not slowed down by our abstractions. `mae` is MAE's ViT-B/16 from timm's blocks.
+masked-dense arm is not slowed down by our abstractions. `mae` is MAE with ViT-B/16, timm's blocks.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fcmae.bench.convmae_arms import build_convmae
 from fcmae.masking import patch_grid, patchify, random_visible_ids, visible_from_ids
-from fcmae.methods import FCMAE, create_method
+from fcmae.methods import FCMAE, MAE, create_method
 from fcmae.methods.losses import reconstruction_loss
 from fcmae.models.blocks import ConvNeXtV2Block, Downsample
 from sparse_ops import ActiveSites, GlobalResponseNorm
@@ -98,45 +97,6 @@ def _direct_block(block: ConvNeXtV2Block, x: Tensor, mask: Tensor | None) -> Ten
     return x + F.conv2d(y.permute(0, 3, 1, 2), mlp.fc2.weight[:, :, None, None], mlp.fc2.bias)
 
 
-class MaskedViT(nn.Module):
-    """MAE's ViT-B/16 with its 8-block decoder of width 512, on the visible tokens only.
-
-    Paper: He et al. 2021, MAE, section 3 and table 1.
-    """
-
-    patch_size = 16
-
-    def __init__(self, image_size: int) -> None:
-        super().__init__()
-        tokens = (image_size // self.patch_size) ** 2
-        self.embed = nn.Linear(3 * self.patch_size**2, 768)
-        self.position = nn.Parameter(torch.randn(1, tokens, 768) * 0.02, requires_grad=False)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, 768))
-        self.blocks = nn.Sequential(*(Block(768, 12, 4, qkv_bias=True) for _ in range(12)))
-        self.norm = nn.LayerNorm(768)
-        self.decoder_embed = nn.Linear(768, 512)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, 512))
-        self.decoder_position = nn.Parameter(torch.randn(1, tokens + 1, 512) * 0.02, requires_grad=False)
-        self.decoder_blocks = nn.Sequential(*(Block(512, 16, 4, qkv_bias=True) for _ in range(8)))
-        self.decoder_norm = nn.LayerNorm(512)
-        self.pred = nn.Linear(512, 3 * self.patch_size**2)
-
-    def forward(self, images: Tensor, visible_ids: Tensor) -> Tensor:
-        """The loss of [B, 3, H, W] images under the mask of visible patches [B, K]."""
-        patches = patchify(images, self.patch_size)
-        grid = patch_grid((images.shape[2], images.shape[3]), self.patch_size)
-        rows = torch.arange(len(images), device=images.device)[:, None]
-        x = self.embed(patches[rows, visible_ids]) + self.position[:, visible_ids].squeeze(0)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        x = self.decoder_embed(self.norm(self.blocks(x)))
-        full = self.mask_token.to(x.dtype).expand(len(x), patches.shape[1], -1)
-        full = full.scatter(1, visible_ids[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])
-        x = torch.cat([x[:, :1], full], dim=1) + self.decoder_position
-        pred = self.pred(self.decoder_norm(self.decoder_blocks(x)))[:, 1:]
-        masked = ~visible_from_ids(visible_ids, grid).flatten(1)
-        return reconstruction_loss(pred, patches, masked, norm_pix_loss=True)
-
-
 class AllVisible(nn.Module):
     """FCMAE's step at mask ratio 0, which FCMAE refuses for want of a loss: here that of all patches."""
 
@@ -161,7 +121,11 @@ def build_network(spec: StepSpec) -> tuple[nn.Module, Tensor, int]:
     device = torch.device(spec.device)
     images = torch.randn(spec.batch_size, 3, spec.image_size, spec.image_size, device=device)
     if spec.arm == "mae":
-        return MaskedViT(spec.image_size).to(device), images, MaskedViT.patch_size
+        mae = create_method(
+            "mae", backbone="vit_base_patch16", image_size=spec.image_size, mask_ratio=spec.mask_ratio
+        ).to(device)
+        assert isinstance(mae, MAE)
+        return mae, images, mae.patch_size
     if spec.method == "convmae":
         network, patch_size = build_convmae(
             arm=spec.arm,

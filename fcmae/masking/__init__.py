@@ -2,6 +2,7 @@
 
 from fcmae.masking.complementary import complementary_visible_ids
 from fcmae.masking.geometry import patch_grid, patchify, space_to_depth, unpatchify, visible_from_ids
+from fcmae.masking.parts import WHOLE, BatchPart
 from fcmae.masking.sampling import (
     MASK_SAMPLERS,
     block_visible_ids,
@@ -12,6 +13,8 @@ from fcmae.masking.sampling import (
 
 __all__ = [
     "MASK_SAMPLERS",
+    "WHOLE",
+    "BatchPart",
     "block_visible_ids",
     "complementary_visible_ids",
     "count_visible",

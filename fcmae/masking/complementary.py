@@ -3,12 +3,15 @@
 import torch
 from torch import Tensor
 
+from fcmae.masking.parts import WHOLE, BatchPart, draw_uniform
+
 
 def complementary_visible_ids(
     batch_size: int,
     grid: tuple[int, int],
     *,
     masks: int,
+    part: BatchPart = WHOLE,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -18,6 +21,7 @@ def complementary_visible_ids(
         batch_size: Images.
         grid: Patches of an image, (Gh, Gw).
         masks: Masks of an image, a divisor of Gh * Gw.
+        part: Which of a larger batch's images these are; the masks are drawn for all of it.
         generator: Source of randomness, on the CPU or on `device`; drawn on its own device.
         device: Where the ids are wanted.
     Returns:
@@ -25,6 +29,6 @@ def complementary_visible_ids(
     Paper: FastConvMAE (Alpha-VL, 2022).
     """
     source = device if generator is None else generator.device
-    noise = torch.rand(batch_size, grid[0] * grid[1], generator=generator, device=source)
+    noise = draw_uniform(batch_size, grid[0] * grid[1], part=part, generator=generator, device=source)
     ids = noise.argsort(dim=1).view(batch_size, masks, -1).sort(dim=2).values
     return ids.to(device or ids.device, non_blocking=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fcmae.errors import InputError
+from fcmae.masking.parts import WHOLE, BatchPart, draw_uniform
 
 
 def count_visible(patches: int, mask_ratio: float) -> int:
@@ -29,6 +30,7 @@ def random_visible_ids(
     grid: tuple[int, int],
     *,
     mask_ratio: float,
+    part: BatchPart = WHOLE,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -38,6 +40,7 @@ def random_visible_ids(
         batch_size: Images.
         grid: Patches of an image, (Gh, Gw).
         mask_ratio: Share of the patches that is masked.
+        part: Which of a larger batch's images these are; the masks are drawn for all of it.
         generator: Source of randomness, on the CPU or on `device`; drawn on its own device.
         device: Where the ids are wanted.
     Returns:
@@ -46,7 +49,7 @@ def random_visible_ids(
     patches = grid[0] * grid[1]
     kept = count_visible(patches, mask_ratio)
     source = device if generator is None else generator.device
-    noise = torch.rand(batch_size, patches, generator=generator, device=source)
+    noise = draw_uniform(batch_size, patches, part=part, generator=generator, device=source)
     ids = noise.argsort(dim=1)[:, :kept].sort(dim=1).values
     return ids.to(device or ids.device, non_blocking=True)
 
@@ -56,6 +59,7 @@ def block_visible_ids(
     grid: tuple[int, int],
     *,
     mask_ratio: float,
+    part: BatchPart = WHOLE,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -78,7 +82,8 @@ def block_visible_ids(
     x = torch.arange(width, device=source)[None, None, :]
     masked = torch.zeros(batch_size, patches, dtype=torch.bool, device=source)
     while (missing := patches - kept - masked.sum(dim=1, keepdim=True)).any():
-        draws = torch.rand(4, batch_size, 1, generator=generator, device=source)
+        # An image's rectangles do not depend on how many more rounds the others need.
+        draws = draw_uniform(4, batch_size, 1, part=part, dim=1, generator=generator, device=source)
         area = smallest + draws[0] * (missing - smallest).clamp(min=0)
         aspect = torch.exp((2 * draws[1] - 1) * math.log(1 / 0.3))
         rows = (area * aspect).sqrt().round().clamp(1, height)
@@ -98,12 +103,14 @@ def grid_visible_ids(
     grid: tuple[int, int],
     *,
     mask_ratio: float,
+    part: BatchPart = WHOLE,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Keep one of every four patches: the upper left of each 2 x 2, in every image and at every draw.
 
-    The paper does not say which of the four. Nothing is random, so `generator` gives no more than the device.
+    The paper does not say which of the four. Nothing is random, so `generator` gives no more than
+    the device, and `part` nothing.
 
     Args, returns:
         As `random_visible_ids`.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fcmae.config import EXECUTIONS, Execution
 from fcmae.errors import InputError
-from fcmae.masking import complementary_visible_ids, count_visible, patchify
+from fcmae.masking import WHOLE, BatchPart, complementary_visible_ids, count_visible, patchify
 from fcmae.methods.masked_autoencoder import MaskedAutoencoder
 from fcmae.methods.output import Reconstruction
 from fcmae.models import ConvMAEEncoder, TransformerDecoder, require_name
@@ -99,15 +99,18 @@ class ConvMAE(MaskedAutoencoder):
             class_token=False,
         )
 
-    def draw_visible_ids(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw_visible_ids(
+        self, images: Tensor, generator: torch.Generator | None = None, *, part: BatchPart = WHOLE
+    ) -> Tensor:
         """Random masks: int64 [B, K], ascending; with complementary masks [B, masks, K]."""
         if not self.complementary_masks:
-            return super().draw_visible_ids(images, generator)
+            return super().draw_visible_ids(images, generator, part=part)
         grid = self.grid_of(images)
         return complementary_visible_ids(
             images.shape[0],
             grid,
             masks=_count_masks(grid[0] * grid[1], self.mask_ratio),
+            part=part,
             generator=generator,
             device=images.device,
         )

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fcmae.masking import MASK_SAMPLERS, patch_grid
+from fcmae.masking import MASK_SAMPLERS, WHOLE, BatchPart, patch_grid
 from fcmae.methods.masked_autoencoder import MaskedAutoencoder
 from fcmae.models import TransformerDecoder, ViTEncoder, require_name
 from sparse_ops import ActiveSites, SparseImage
@@ -72,8 +72,10 @@ class MAE(MaskedAutoencoder):
         features = SparseImage(tokens[:, 1:].flatten(0, 1), sites)
         return self.patches_of(self.decoder(features, tokens[:, 0]))
 
-    def draw_visible_ids(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw_visible_ids(
+        self, images: Tensor, generator: torch.Generator | None = None, *, part: BatchPart = WHOLE
+    ) -> Tensor:
         """A mask for the images: as many visible patches in each, int64 [B, K], ascending."""
         return self.sample_ids(
-            images.shape[0], self.grid_of(images), generator=generator, device=images.device
+            images.shape[0], self.grid_of(images), part=part, generator=generator, device=images.device
         )

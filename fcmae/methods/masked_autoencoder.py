@@ -5,6 +5,8 @@ from torch import Tensor
 
 from fcmae.errors import InputError
 from fcmae.masking import (
+    WHOLE,
+    BatchPart,
     count_visible,
     patch_grid,
     patchify,
@@ -127,12 +129,15 @@ class MaskedAutoencoder(Method):
         split = self.patch_size // self.cell_size
         return height * split, width * split
 
-    def draw_visible_ids(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw_visible_ids(
+        self, images: Tensor, generator: torch.Generator | None = None, *, part: BatchPart = WHOLE
+    ) -> Tensor:
         """A random mask for the images: as many visible patches in each, int64 [B, K], ascending."""
         return random_visible_ids(
             images.shape[0],
             self.grid_of(images),
             mask_ratio=self.mask_ratio,
+            part=part,
             generator=generator,
             device=images.device,
         )

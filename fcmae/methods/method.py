@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fcmae.config import DataConfig
 from fcmae.data import pretrain_transform
+from fcmae.masking import WHOLE, BatchPart
 from fcmae.methods.output import MethodOutput
 from fcmae.models import Encoder
 
@@ -33,8 +34,17 @@ class Method(nn.Module):
         """What makes the `images` of `forward`, one image at a time: a random crop, or several views."""
         return pretrain_transform(data)
 
-    def draw_visible_ids(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The masks of a batch, for `forward`; int64."""
+    def draw_visible_ids(
+        self, images: Tensor, generator: torch.Generator | None = None, *, part: BatchPart = WHOLE
+    ) -> Tensor:
+        """The masks of a batch, for `forward`; int64.
+
+        Args:
+            images: As `forward` takes them.
+            generator: Source of randomness.
+            part: Which images of the step's global batch these are. An image's mask depends on the
+                generator's seed and its place there, however processes and micro-batches share the batch.
+        """
         raise NotImplementedError
 
     def forward(self, images: Tensor, *, visible_ids: Tensor) -> MethodOutput:

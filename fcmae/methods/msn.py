@@ -1,6 +1,7 @@
 """MSN: masked anchor views choose the prototypes that an averaged network chooses for the whole view."""
 
 import copy
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from fcmae.config import DataConfig
 from fcmae.data import Views, ViewTransform, multi_crop
 from fcmae.errors import InputError
-from fcmae.masking import count_visible, patch_grid, random_visible_ids
+from fcmae.masking import WHOLE, BatchPart, count_visible, patch_grid, random_visible_ids
 from fcmae.methods.method import Method
 from fcmae.methods.msn_head import ProjectionHead
 from fcmae.methods.msn_loss import msn_loss
@@ -135,18 +136,23 @@ class MSN(Method):
         return multi_crop(data, **self.view_options)
 
     def draw_visible_ids(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, images: Views, generator: torch.Generator | None = None
+        self, images: Views, generator: torch.Generator | None = None, *, part: BatchPart = WHOLE
     ) -> Tensor:
-        """Masks of the anchors, int64 [A * B, K], ascending; the first B are those of each image's first."""
-        count = images.anchors.shape[0] * images.anchors.shape[1]
-        ids = random_visible_ids(
-            count if self.mask_sharing == "sample" else 1,
-            self.grid_of(images),
+        """Masks of the anchors, int64 [A * B, K], ascending; the first B are those of each image's first.
+
+        With the mask sharing of the original, the one mask is that of the whole global batch.
+        """
+        count, anchors = images.anchors.shape[:2]
+        draw = partial(
+            random_visible_ids,
+            grid=self.grid_of(images),
             mask_ratio=self.mask_ratio,
             generator=generator,
             device=images.anchors.device,
         )
-        return ids if self.mask_sharing == "sample" else ids.expand(count, -1).contiguous()
+        if self.mask_sharing == "original":
+            return draw(1).expand(anchors * count, -1).contiguous()
+        return torch.cat([draw(count, part=part) for _ in range(anchors)])
 
     def grid_of(self, images: Views) -> tuple[int, int]:
         """Patches of each anchor, (Gh, Gw)."""

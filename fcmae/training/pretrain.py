@@ -6,6 +6,7 @@ from pathlib import Path
 from fcmae.config import PretrainConfig
 from fcmae.config_io import to_dict
 from fcmae.data import open_dataset, training_batches
+from fcmae.masking import BatchPart
 from fcmae.methods import from_config
 from fcmae.training.checkpoints import checkpoint_folder, find_start, save_checkpoint
 from fcmae.training.devices import LossOf, compiled, launch_fabric
@@ -38,6 +39,12 @@ def pretrain(config: PretrainConfig) -> Path:
     A run that was interrupted at any point goes on from its newest good checkpoint and, on a CPU, ends with
     the weights of the uninterrupted run, bit for bit: every random draw is a function of the seed, the step,
     the process and the micro-batch.
+
+    Which images make a step, their crops and their masks depend on none but the seed and their places in the
+    global batch of `batch_size * accumulate * processes` images. So any split of the same global batch gives
+    the same loss up to the order of summation, also for a run that is resumed with another split. Not so:
+    stochastic depth (`model.drop_path`), drawn by each process; statistics over the images of one forward
+    pass (`model.grn_scope=batch`); and MSN with accumulation, which compares the images of a forward pass.
 
     Args:
         config: Images, method, optimiser and run folder; see `fcmae.config`.
@@ -94,7 +101,11 @@ def pretrain(config: PretrainConfig) -> Path:
 
                 place = (step, rank, micro)
                 seed_draws(train.seed, *place)
-                visible_ids = method.draw_visible_ids(images, mask_generator(train.seed, *place))
+                visible_ids = method.draw_visible_ids(
+                    images,
+                    mask_generator(train.seed, step),
+                    part=BatchPart(micro * devices + rank, train.accumulate * devices),
+                )
                 with fabric.no_backward_sync(loss_of, enabled=micro + 1 < train.accumulate):
                     micro_loss, logs = loss_of(images, visible_ids)
                     reading = LossReading(fabric, micro_loss, stop=stop.received is not None)

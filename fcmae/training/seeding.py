@@ -25,6 +25,10 @@ def seed_draws(seed: int, *path: int) -> None:
     torch.manual_seed(value)
 
 
-def mask_generator(seed: int, *path: int) -> torch.Generator:
-    """A generator for the masks of one forward pass; on the CPU, so that every device masks alike."""
-    return torch.Generator().manual_seed(_derive_seed(seed, *path, 1))
+def mask_generator(seed: int, step: int) -> torch.Generator:
+    """A generator for the masks of one step's global batch; on the CPU, so that every device masks alike.
+
+    Every process and micro-batch draws from its own copy and takes its part.
+    """
+    # (step, 0, 0) is the first process' first micro-batch: published runs of one process drew there.
+    return torch.Generator().manual_seed(_derive_seed(seed, step, 0, 0, 1))

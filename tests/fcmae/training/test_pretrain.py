@@ -118,8 +118,8 @@ class Wrapped(nn.Module):
     def transform(self, data: DataConfig) -> Any:
         return self.inner.transform(data)
 
-    def draw_visible_ids(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return self.inner.draw_visible_ids(images, generator)
+    def draw_visible_ids(self, images: Tensor, generator: torch.Generator, **part: Any) -> Tensor:
+        return self.inner.draw_visible_ids(images, generator, **part)
 
     def after_step(self, progress: float) -> None:
         self.inner.after_step(progress)

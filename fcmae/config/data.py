@@ -10,10 +10,17 @@ from fcmae.config.checks import check_range, require
 class DataConfig:
     """Images: where they are and how they become tensors."""
 
-    source: Literal["folder", "digits"] = "folder"
-    """`folder`: image files below `root`, nested or flat. `digits`: scikit-learn's scanned digits."""
+    source: Literal["folder", "arrays", "digits"] = "folder"
+    """`folder`: image files below `root`, nested or flat. `arrays`: all images in one `.npy` file.
+    `digits`: scikit-learn's scanned digits."""
     root: str | None = None
-    """Folder of training images; for fine-tuning, one subfolder a class."""
+    """Folder of training images; for fine-tuning, one subfolder a class. Of arrays: a `.npy` file
+    [N, C, H, W], [N, H, W, C] or [N, H, W] of uint8, uint16, int16 or float; read through a memory map, so
+    it may exceed the memory."""
+    channel_axis: Literal["auto", "first", "last"] = "auto"
+    """Of arrays, where the channels are. `auto`: the axis of length `in_chans`, else the shorter one."""
+    labels: str | None = None
+    """Of arrays, for fine-tuning: a `.npy` file [N] of class numbers from 0 on."""
     val_root: str | None = None
     """Folder of validation images (fine-tuning). None: `val_fraction` of the training images is held out."""
     val_fraction: float = 0.1
@@ -34,20 +41,36 @@ class DataConfig:
     """Aspect ratio of the random resized crop, relative to that of `image_size`."""
     flip: bool = True
     """Mirror half of the images."""
+    repeats: int = 1
+    """Random crops, each with a mask of its own, of one decoded image, next to each other in a batch. A pass
+    over the images takes this many times as many steps; a divisor of `train.batch_size`."""
     workers: int = 2
     """Loader processes; 0 decodes in the training process."""
+    timeout: float = 600.0
+    """Seconds to wait for a batch from the loader processes before the run stops; 0: for ever."""
     max_bad_images: int = 100
     """Unreadable images that are skipped, counted and named before the run stops."""
 
     def __post_init__(self) -> None:
         require(
-            self.source != "folder" or self.root is not None,
-            "data.root: expected a folder of images, got none. Add --data.root DIR.",
+            self.source == "digits" or self.root is not None,
+            "data.root: expected a .npy file, got none. Add --data.root FILE."
+            if self.source == "arrays"
+            else "data.root: expected a folder of images, got none. Add --data.root DIR.",
         )
         require(
-            self.source == "folder" or (self.root is None and self.val_root is None),
-            f"data.root: expected none with data.source={self.source}, got {self.root or self.val_root}. "
+            self.source != "digits" or (self.root is None and self.val_root is None),
+            f"data.root: expected none with data.source=digits, got {self.root or self.val_root}. "
             "Add --data.source=folder.",
+        )
+        require(
+            self.source != "arrays" or self.val_root is None,
+            f"data.val_root: expected none with data.source=arrays, got {self.val_root}. "
+            "Set data.val_fraction.",
+        )
+        require(
+            self.source == "arrays" or self.labels is None,
+            f"data.labels: expected none with data.source={self.source}, got {self.labels}. Remove it.",
         )
         height, width = self.size
         require(height > 0 and width > 0, f"data.image_size: expected positive sides, got {self.image_size}.")
@@ -72,6 +95,8 @@ class DataConfig:
         require(
             self.max_bad_images >= 0, f"data.max_bad_images: expected 0 or more, got {self.max_bad_images}."
         )
+        require(self.repeats >= 1, f"data.repeats: expected at least 1, got {self.repeats}.")
+        require(self.timeout >= 0, f"data.timeout: expected 0 or more, got {self.timeout:g}.")
         require(self.workers >= 0, f"data.workers: expected 0 or more, got {self.workers}.")
 
     @property

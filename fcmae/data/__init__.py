@@ -1,9 +1,11 @@
 """Images in, batches out: sources, decoding, transforms and deterministic loading."""
 
+from fcmae.data.arrays import ArrayDataset
+from fcmae.data.dataset import ImageDataset
 from fcmae.data.decode import IMAGE_EXTENSIONS, UnreadableImageError, decode_image
 from fcmae.data.loader import Batch, evaluation_batches, training_batches
 from fcmae.data.scans import write_scans
-from fcmae.data.sources import DigitsDataset, FolderDataset, ImageDataset, open_dataset
+from fcmae.data.sources import DigitsDataset, FolderDataset, open_dataset
 from fcmae.data.transforms import (
     Transform,
     denormalise,
@@ -16,6 +18,7 @@ from fcmae.data.views import Views, ViewTransform, multi_crop
 
 __all__ = [
     "IMAGE_EXTENSIONS",
+    "ArrayDataset",
     "Batch",
     "DigitsDataset",
     "FolderDataset",

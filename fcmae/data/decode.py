@@ -1,7 +1,9 @@
 """One image file as a float tensor, whatever its mode: the value range and the channels are decided here."""
 
+import io
 import math
 import os
+from typing import IO
 
 import numpy as np
 import torch
@@ -43,12 +45,18 @@ class UnreadableImageError(Exception):
         return f"{self.name}: {self.reason}"
 
 
-def decode_image(path: str | os.PathLike[str], *, in_chans: int, min_side: int | None = None) -> Tensor:
+def decode_image(
+    path: str | os.PathLike[str],
+    *,
+    in_chans: int,
+    min_side: int | None = None,
+    content: bytes | None = None,
+) -> Tensor:
     """Pixels of one image file, in [0, 1].
 
     The file's type decides the scale, never its content: 1 and 8 bits are divided by their largest value,
-    16 bits by 65535, floats are taken as they are. PIL reads colour of 16 bits a channel at 8 bits; a `.npy`
-    keeps all of them.
+    16 bits by 65535 (a `.npy` with a sign by 32767), floats are taken as they are. PIL reads colour of
+    16 bits a channel at 8 bits; a `.npy` keeps all of them.
 
     Transparency: with `in_chans` 4 (2 for grey) the alpha channel is kept; otherwise the image is laid on
     white, because the colours below transparent pixels are arbitrary. Palette and CMYK become RGB. Grey
@@ -63,6 +71,8 @@ def decode_image(path: str | os.PathLike[str], *, in_chans: int, min_side: int |
         in_chans: Channels of the result.
         min_side: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, several times faster, as long as its
             shorter side keeps this many pixels. None: always full size.
+        content: The file's bytes, of an image inside another file, which `path` then only names. None: they
+            are read from `path`.
     Returns:
         [in_chans, H, W], float32, contiguous.
     Raises:
@@ -70,44 +80,45 @@ def decode_image(path: str | os.PathLike[str], *, in_chans: int, min_side: int |
         InputError: the file's channels cannot become `in_chans`.
     """
     name = os.fspath(path)
+    file = name if content is None else io.BytesIO(content)
     try:
         if name.lower().endswith(".npy"):
-            pixels = _read_array(name, in_chans)
+            pixels = _read_array(file, in_chans)
         else:
-            pixels = _read_picture(name, in_chans, min_side)
+            pixels = _read_picture(file, in_chans, min_side)
     # PIL meets a damaged file with almost any exception: OSError, SyntaxError, struct.error, IndexError ...
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(name, reason) from error
-    return _with_channels(pixels, in_chans, name)
+    return with_channels(pixels, in_chans, name)
 
 
-def _read_array(path: str, in_chans: int) -> Tensor:
-    array = np.load(path, allow_pickle=False)
+def _read_array(file: str | IO[bytes], in_chans: int) -> Tensor:
+    array = np.load(file, allow_pickle=False)
     if array.ndim not in (2, 3):
         raise ValueError(f"expected an array [H, W], [H, W, C] or [C, H, W], got shape {array.shape}")
     if array.ndim == 3:
         first, last = array.shape[0], array.shape[2]
         if last != in_chans and (first == in_chans or first < last):
             array = array.transpose(1, 2, 0)
-    return _unit_pixels(array)
+    return unit_pixels(array)
 
 
-def _read_picture(path: str, in_chans: int, min_side: int | None) -> Tensor:
-    with Image.open(path) as image:
+def _read_picture(file: str | IO[bytes], in_chans: int, min_side: int | None) -> Tensor:
+    with Image.open(file) as image:
         if _is_stack(image, in_chans):
             pages = [_raw_values(ImageOps.exif_transpose(page)) for page in ImageSequence.Iterator(image)]
-            return _unit_pixels(np.stack(pages, axis=-1))
+            return unit_pixels(np.stack(pages, axis=-1))
         if min_side is not None:
             factor = min(image.size) / min_side
             if factor >= 2:
                 image.draft(None, (math.ceil(image.width / factor), math.ceil(image.height / factor)))
         upright = ImageOps.exif_transpose(image)
         if upright.mode in _RAW_MODES:
-            return _unit_pixels(_raw_values(upright))
+            return unit_pixels(_raw_values(upright))
         alpha = upright.has_transparency_data
         mode = ("L" if upright.mode in _GREY_MODES else "RGB") + ("A" if alpha else "")
-        pixels = _unit_pixels(np.asarray(upright.convert(mode)))
+        pixels = unit_pixels(np.asarray(upright.convert(mode)))
     if alpha and len(pixels) != in_chans:
         colour, opacity = pixels[:-1], pixels[-1:]
         pixels = colour * opacity + (1 - opacity)  # on white
@@ -135,8 +146,12 @@ def _raw_values(image: Image.Image) -> np.ndarray:
     return values.astype(np.uint16)
 
 
-def _unit_pixels(array: np.ndarray) -> Tensor:
-    """[H, W] or [H, W, C] of any supported type -> [C, H, W] float32 in [0, 1]."""
+def unit_pixels(array: np.ndarray) -> Tensor:
+    """[H, W] or [H, W, C] of any supported type -> [C, H, W] float32 in [0, 1].
+
+    Raises:
+        ValueError: another type, or values outside of what it may hold.
+    """
     if array.size == 0:
         raise ValueError(f"expected pixels, got shape {array.shape}")
     if array.ndim == 2:
@@ -146,6 +161,10 @@ def _unit_pixels(array: np.ndarray) -> Tensor:
         scale = 1.0
     elif kind.kind == "u" and kind.itemsize in (1, 2):
         scale = 255.0 if kind.itemsize == 1 else 65535.0
+    elif kind.kind == "i" and kind.itemsize == 2:
+        scale = 32767.0
+        if array.min() < 0:
+            raise ValueError(f"expected int16 values of 0 or more, got {int(array.min())}")
     elif kind.kind == "f":
         scale = 1.0
         low, high = float(array.min()), float(array.max())
@@ -153,12 +172,17 @@ def _unit_pixels(array: np.ndarray) -> Tensor:
         if not (low >= 0.0 and high <= 1.0):
             raise ValueError(f"expected floats in [0, 1], got values from {low:g} to {high:g}")
     else:
-        raise ValueError(f"expected uint8, uint16 or float in [0, 1], got {kind}")
+        raise ValueError(f"expected uint8, uint16, int16 or float in [0, 1], got {kind}")
     # astype copies, which PIL's read-only buffers need.
     return torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32, order="C")).div_(scale)
 
 
-def _with_channels(pixels: Tensor, in_chans: int, name: str) -> Tensor:
+def with_channels(pixels: Tensor, in_chans: int, name: str) -> Tensor:
+    """[C, H, W] as [in_chans, H, W]: grey repeated three times, RGB as grey, anything else refused.
+
+    Raises:
+        InputError: naming the image.
+    """
     channels = len(pixels)
     if channels == in_chans:
         return pixels

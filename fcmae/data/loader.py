@@ -1,20 +1,18 @@
 """Batches: which image and which random draws make one is a function of the seed and its number alone."""
 
-import hashlib
-import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fcmae.data.dataset import ImageDataset
 from fcmae.data.decode import UnreadableImageError
-from fcmae.data.sources import ImageDataset
+from fcmae.data.order import random_draws, seed_of, shuffled_passes
 from fcmae.data.transforms import Transform
+from fcmae.data.watch import Reading
 from fcmae.errors import InputError
 
 Images = TypeVar("Images")
@@ -48,14 +46,16 @@ def training_batches(
     workers: int,
     rank: int = 0,
     world_size: int = 1,
+    repeats: int = 1,
+    timeout: float = 0.0,
 ) -> Iterator[Batch[Images]]:
     """Batches number `start` to `stop - 1` of an endless sequence of shuffled passes over the dataset.
 
     Batch i is a function of (dataset, transform, seed, i): the workers change nothing, and a run that starts
-    at i sees what the uninterrupted run saw. Position p of the sequence is entry `p % len(dataset)` of
-    permutation `p // len(dataset)`, with random draws seeded by (seed, p); batch i of a rank is the
-    `batch_size` positions from `(i * world_size + rank) * batch_size` on. An unreadable image is replaced by
-    the next readable one in the dataset's order.
+    at i sees what the uninterrupted run saw. Position p of the sequence shows image `q = p // repeats`, entry
+    `q % len(dataset)` of permutation `q // len(dataset)`, with random draws seeded by (seed, p); batch i of a
+    rank is the `batch_size` positions from `(i * world_size + rank) * batch_size` on. An unreadable image is
+    replaced by the next readable one in the dataset's order.
 
     Args:
         dataset: Images; `batch_size` may exceed their number.
@@ -68,10 +68,18 @@ def training_batches(
         workers: Processes that decode; 0: this one.
         rank: Of this process.
         world_size: Processes that share each batch number.
+        repeats: Positions in a row that show one image, decoded once; a divisor of `batch_size`.
+        timeout: Seconds to wait for a batch from the workers; 0: for ever.
     Raises:
-        InputError: no image is readable, or one has channels that cannot become the network's.
+        InputError: no image is readable, one has channels that cannot become the network's, or the workers
+            deliver nothing in time.
     """
-    order = _shuffled_passes(
+    if batch_size % repeats:
+        raise InputError(
+            f"data.repeats: expected a divisor of train.batch_size {batch_size}, got {repeats}. "
+            "Change one of both."
+        )
+    order = shuffled_passes(
         len(dataset),
         batch_size=batch_size,
         seed=seed,
@@ -79,24 +87,31 @@ def training_batches(
         stop=stop,
         rank=rank,
         world_size=world_size,
+        repeats=repeats,
     )
-    return _batches(_TrainingSamples(dataset, transform, seed), order, workers)
+    return _batches(
+        _TrainingSamples(dataset, transform, Reading(dataset, workers), seed=seed, repeats=repeats),
+        order,
+        workers=workers,
+        timeout=timeout,
+    )
 
 
 def evaluation_batches(
-    dataset: ImageDataset, transform: Transform, *, batch_size: int, workers: int
+    dataset: ImageDataset, transform: Transform, *, batch_size: int, workers: int, timeout: float = 0.0
 ) -> Iterator[Batch]:
     """Batches of every image once, in order; an unreadable one is left out and named in `Batch.bad`.
 
     Every batch holds at least one image, and at most `batch_size`.
 
     Raises:
-        InputError: no image is readable, or one has channels that cannot become the network's.
+        InputError: as `training_batches`.
     """
     indices = range(len(dataset))
     order = (indices[first : first + batch_size] for first in range(0, len(dataset), batch_size))
     held: Batch | None = None
-    for batch in _batches(_EvaluationSamples(dataset, transform), order, workers):
+    samples = _EvaluationSamples(dataset, transform, Reading(dataset, workers))
+    for batch in _batches(samples, order, workers=workers, timeout=timeout):
         if held is None:
             held = batch
         elif len(batch.images) and len(held.images):
@@ -117,50 +132,6 @@ def _none_readable(bad: list[str]) -> InputError:
     )
 
 
-def _seed_of(*parts: object) -> int:
-    """64 bits that depend on every part; unlike `hash`, the same in every process."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-def _shuffled_passes(
-    count: int, *, batch_size: int, seed: int, start: int, stop: int, rank: int, world_size: int
-) -> Iterator[list[tuple[int, int]]]:
-    """(position, index) of each image of each batch."""
-    current = -1
-    permutation = torch.empty(0, dtype=torch.int64)
-    for number in range(start, stop):
-        first = (number * world_size + rank) * batch_size
-        batch: list[tuple[int, int]] = []
-        for position in range(first, first + batch_size):
-            epoch, place = divmod(position, count)
-            if epoch != current:
-                generator = torch.Generator().manual_seed(_seed_of("order", seed, epoch))
-                permutation = torch.randperm(count, generator=generator)
-                current = epoch
-            batch.append((position, int(permutation[place])))
-        yield batch
-
-
-@contextmanager
-def _random_draws(seed: int) -> Iterator[None]:
-    """Seeds torch's CPU generator, numpy's and Python's, then puts their states back.
-
-    timm's augmentations draw from all three.
-    """
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    # Not torch.manual_seed: it would also restart the GPU's generator, which the network's drop path uses.
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-
-
 @dataclass(frozen=True)
 class _Sample:
     image: Any
@@ -169,61 +140,86 @@ class _Sample:
     bad: list[str]
 
 
-class _TrainingSamples(Dataset[_Sample | InputError]):
-    def __init__(self, dataset: ImageDataset, transform: Callable[[Tensor], Any], seed: int) -> None:
+class _Samples(Dataset[list[_Sample] | InputError]):
+    """What the loader's processes make; an InputError comes back as a value, to keep its message."""
+
+    def __init__(self, dataset: ImageDataset, transform: Callable[[Tensor], Any], reading: Reading) -> None:
         self._dataset = dataset
         self._transform = transform
-        self._seed = seed
+        self.reading = reading
 
-    def __getitem__(self, place: tuple[int, int]) -> _Sample | InputError:
-        position, wanted = place
+    def _load(self, index: int) -> Tensor:
+        with self.reading.note(index):
+            return self._dataset.load(index)
+
+
+class _TrainingSamples(_Samples):
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        transform: Callable[[Tensor], Any],
+        reading: Reading,
+        *,
+        seed: int,
+        repeats: int,
+    ) -> None:
+        super().__init__(dataset, transform, reading)
+        self._seed = seed
+        self._repeats = repeats
+
+    def __getitem__(self, place: tuple[int, int]) -> list[_Sample] | InputError:
+        first, wanted = place
         count = len(self._dataset)
         bad: list[str] = []
         for offset in range(count):
             index = (wanted + offset) % count
             try:
-                image = self._dataset.load(index)
+                image = self._load(index)
             except UnreadableImageError as error:
                 bad.append(str(error))
                 continue
             except InputError as error:
                 return error
-            with _random_draws(_seed_of("sample", self._seed, position)):
-                return _Sample(self._transform(image), _label(self._dataset, index), bad)
+            label = _label(self._dataset, index)
+            return [
+                _Sample(self._draw(image, position), label, bad if position == first else [])
+                for position in range(first, first + self._repeats)
+            ]
         return _none_readable(bad)
 
+    def _draw(self, image: Tensor, position: int) -> Any:
+        with random_draws(seed_of("sample", self._seed, position)):
+            return self._transform(image)
 
-class _EvaluationSamples(Dataset[_Sample | InputError]):
-    def __init__(self, dataset: ImageDataset, transform: Transform) -> None:
-        self._dataset = dataset
-        self._transform = transform
 
-    def __getitem__(self, index: int) -> _Sample | InputError:
+class _EvaluationSamples(_Samples):
+    def __getitem__(self, index: int) -> list[_Sample] | InputError:
         try:
-            image = self._dataset.load(index)
+            image = self._load(index)
         except UnreadableImageError as error:
-            return _Sample(None, None, [str(error)])
+            return [_Sample(None, None, [str(error)])]
         except InputError as error:
             return error
-        return _Sample(self._transform(image), _label(self._dataset, index), [])
+        return [_Sample(self._transform(image), _label(self._dataset, index), [])]
 
 
 def _label(dataset: ImageDataset, index: int) -> int | None:
     return None if dataset.labels is None else dataset.labels[index]
 
 
-def _collate(samples: list[_Sample | InputError]) -> Batch | InputError:
+def _collate(groups: list[list[_Sample] | InputError]) -> Batch | InputError:
     images: list[Any] = []
     labels: list[int] = []
     bad: list[str] = []
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-        bad += sample.bad
-        if sample.image is not None:
-            images.append(sample.image)
-        if sample.label is not None:
-            labels.append(sample.label)
+    for group in groups:
+        if isinstance(group, InputError):
+            return group
+        for sample in group:
+            bad += sample.bad
+            if sample.image is not None:
+                images.append(sample.image)
+            if sample.label is not None:
+                labels.append(sample.label)
     return Batch(_stack(images) if images else torch.empty(0), torch.tensor(labels) if labels else None, bad)
 
 
@@ -233,17 +229,24 @@ def _stack(images: list[Any]) -> Any:
     return torch.stack(images)
 
 
-def _batches(samples: Dataset, order: Iterable, workers: int) -> Iterator[Batch]:
+def _batches(samples: _Samples, order: Iterable, *, workers: int, timeout: float) -> Iterator[Batch]:
     loader = DataLoader(
         samples,
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_collate,
+        timeout=timeout if workers else 0,
         # The loader seeds its workers from this; without it, from the global generator, which must not move.
         generator=torch.Generator().manual_seed(0),
     )
-    for batch in loader:
-        # Raised in a worker, it would come back with a traceback as its message; so it comes as a value.
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    try:
+        for batch in loader:
+            # Raised in a worker, it would come back with a traceback as its message; so it comes as a value.
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        clear = samples.reading.explain(error, timeout=timeout)
+        if clear is None:
+            raise
+        raise clear from error

@@ -1,4 +1,4 @@
-"""Where images come from: a folder of files, or the scanned digits that scikit-learn carries."""
+"""Where images come from: `open_dataset` finds what the configuration names, and splits it."""
 
 import math
 import os
@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from fcmae.config import DataConfig
+from fcmae.data.arrays import open_arrays
+from fcmae.data.dataset import ImageDataset
 from fcmae.data.decode import decode_image
 from fcmae.data.folders import find_images, label_by_folder
 from fcmae.data.splits import hold_out, limit_labels
@@ -18,55 +19,6 @@ from fcmae.data.transforms import EVALUATION_ENLARGEMENT
 from fcmae.errors import InputError
 
 Split = Literal["train", "val", "all"]
-
-
-class ImageDataset(Dataset[Tensor]):
-    """Images by index, with their names and, where there are any, their classes."""
-
-    classes: tuple[str, ...] | None = None
-    """Names of the classes; None: unlabelled."""
-    labels: list[int] | None = None
-    """Class of each image, an index into `classes`; None: unlabelled."""
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.load(index)
-
-    def name_of(self, index: int) -> str:
-        """What messages call the image: its path, or its number in a built-in set."""
-        raise NotImplementedError
-
-    def load(self, index: int) -> Tensor:
-        """Pixels [in_chans, H, W], float32 in [0, 1]; H and W may differ between images.
-
-        Raises:
-            UnreadableImageError: the image cannot be decoded.
-            InputError: its channels cannot become `in_chans`.
-        """
-        raise NotImplementedError
-
-    def subset(self, indices: Sequence[int]) -> "ImageDataset":
-        """The images at `indices`, in that order, with their classes."""
-        return _Subset(self, indices)
-
-
-class _Subset(ImageDataset):
-    def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
-        self._dataset = dataset
-        self._indices = list(indices)
-        self.classes = dataset.classes
-        self.labels = None if dataset.labels is None else [dataset.labels[index] for index in self._indices]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def name_of(self, index: int) -> str:
-        return self._dataset.name_of(self._indices[index])
-
-    def load(self, index: int) -> Tensor:
-        return self._dataset.load(self._indices[index])
 
 
 class FolderDataset(ImageDataset):
@@ -81,7 +33,7 @@ class FolderDataset(ImageDataset):
         labels: Sequence[int] | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
-        self._paths = list(paths)
+        self._paths = paths
         self._in_chans = in_chans
         self._min_side = min_side
         self.labels = None if labels is None else list(labels)
@@ -134,11 +86,12 @@ def open_dataset(config: DataConfig, *, split: Split, labelled: bool) -> ImageDa
     Args:
         config: Source, folders and split.
         split: Which images.
-        labelled: Whether the class of each image is wanted: its subfolder, or its digit.
+        labelled: Whether the class of each image is wanted: its subfolder, its digit, or its entry in
+            `config.labels`.
     Raises:
         InputError: a folder is missing, empty or without classes, or the split wants more images than it has.
     """
-    val_root = config.val_root if config.source == "folder" else None
+    val_root = config.val_root
     dataset = _open_root(config, labelled)
     if split == "all":
         return dataset
@@ -165,6 +118,8 @@ def _open_root(config: DataConfig, labelled: bool) -> ImageDataset:
     if config.source == "digits":
         return DigitsDataset(config.size, in_chans=config.in_chans, labelled=labelled)
     assert config.root is not None  # checked by DataConfig
+    if config.source == "arrays":
+        return open_arrays(config, labelled=labelled)
     return _open_folder(config.root, config, field="data.root", labelled=labelled)
 
 

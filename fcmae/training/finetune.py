@@ -73,6 +73,8 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         workers=config.data.workers,
         rank=rank,
         world_size=devices,
+        repeats=config.data.repeats,
+        timeout=config.data.timeout,
     )
 
     seed_draws(train.seed)  # the initial weights
@@ -162,6 +164,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
                             eval_transform(config.data),
                             batch_size=train.batch_size,
                             workers=config.data.workers,
+                            timeout=config.data.timeout,
                         )
                         scores = evaluate(fabric, network, bad_images.noting(val_batches, step=done))
                         found |= {prefix + name: score for name, score in scores.items()}

@@ -73,6 +73,8 @@ def pretrain(config: PretrainConfig) -> Path:
         workers=config.data.workers,
         rank=rank,
         world_size=devices,
+        repeats=config.data.repeats,
+        timeout=config.data.timeout,
     )
 
     groups = parameter_groups(method, weight_decay=train.weight_decay)

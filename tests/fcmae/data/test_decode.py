@@ -146,7 +146,8 @@ def test_pages_of_a_tiff_are_channels(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "scale"), [("uint8", 255), (">u2", 65535), ("uint16", 65535), ("float32", 1), ("float64", 1)]
+    ("dtype", "scale"),
+    [("uint8", 255), (">u2", 65535), ("uint16", 65535), ("int16", 32767), ("float32", 1), ("float64", 1)],
 )
 def test_npy_types(tmp_path: Path, dtype: str, scale: int):
     tile = RNG.random((6, 5, 12)) * scale
@@ -176,7 +177,8 @@ def test_npy_layouts(tmp_path: Path):
         (np.array([[0.5, np.nan]]), "expected floats in \\[0, 1\\], got values from nan to nan"),
         (np.array([[0.5, 1.5]]), "got values from 0.5 to 1.5"),
         (np.array([[-0.1, 0.5]]), "got values from -0.1"),
-        (np.zeros((4, 4), dtype=np.int16), "expected uint8, uint16 or float in \\[0, 1\\], got int16"),
+        (np.zeros((4, 4), dtype=np.int32), "expected uint8, uint16, int16 or float in \\[0, 1\\], got int32"),
+        (np.full((4, 4), -1, dtype=np.int16), "expected int16 values of 0 or more, got -1"),
         (np.zeros((2, 2, 2, 2), dtype=np.uint8), "got shape \\(2, 2, 2, 2\\)"),
         (np.zeros((0, 4), dtype=np.uint8), "expected pixels, got shape"),
         (np.array([[{}]], dtype=object), "allow_pickle"),

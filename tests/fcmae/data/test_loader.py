@@ -228,3 +228,53 @@ def test_satellite_tiles_end_to_end(tmp_path: Path):
     assert batch.images.shape == (4, 12, 32, 32) and batch.bad == []
     assert batch.images.mean().abs() < 0.5 and batch.images.unique().numel() > 10_000  # more than 8 bits
     assert sorted(batch.labels.tolist()) == [0, 0, 1, 1]
+
+
+class Counted(Numbers):
+    """Counts how often an image is decoded."""
+
+    decoded = 0
+
+    def load(self, index: int) -> torch.Tensor:
+        self.decoded += 1
+        return super().load(index)
+
+
+def with_draw(image: torch.Tensor) -> torch.Tensor:
+    return torch.cat([image, torch.rand(1, 1, 1)])
+
+
+def test_repeats_are_neighbours_decoded_once_and_drawn_apart():
+    dataset = Counted(5)
+    options = {"batch_size": 6, "seed": 0, "stop": 5, "workers": 0}
+    batches = list(training_batches(dataset, with_draw, repeats=3, **options))
+    assert dataset.decoded == 5 * 6 // 3
+    images = torch.cat([batch.images for batch in batches]).flatten(1).view(-1, 3, 2)  # [image, repeat, ...]
+    assert (images[:, :, 0] == images[:, :1, 0]).all()
+    assert sorted(images[:5, 0, 0].tolist()) == sorted(images[5:, 0, 0].tolist()) == [0, 1, 2, 3, 4]
+    assert len(images[:, :, 1].unique()) == 30
+    assert all(batch.labels.tolist() == [int(n) % 3 for n in batch.images[:, 0, 0, 0]] for batch in batches)
+    # Their order is that of a run without repeats, and their draws are those of its positions.
+    plain = torch.cat([batch.images for batch in training_batches(Numbers(5), with_draw, **options)]).flatten(
+        1
+    )
+    assert torch.equal(images[:, 0, 0], plain[:10, 0])
+    assert torch.equal(images[:, :, 1].flatten(), plain[:, 1])
+
+
+def test_repeats_resume_and_share_exactly(bad_folder: Path):
+    config = DataConfig(root=str(bad_folder), image_size=32)
+    dataset = open_dataset(config, split="all", labelled=True)
+
+    def batches(batch_size: int = 4, **options) -> list[Batch]:
+        options = {"seed": 0, "stop": 6, "workers": 0, "repeats": 2, **options}
+        return list(training_batches(dataset, pretrain_transform(config), batch_size=batch_size, **options))
+
+    whole = batches()
+    assert_equal_batches(batches(start=3, workers=2), whole[3:])
+    shards = [batches(2, rank=rank, world_size=2) for rank in range(2)]
+    for number, batch in enumerate(whole):
+        assert torch.equal(torch.cat([shard[number].images for shard in shards]), batch.images)
+    assert any(batch.bad for batch in whole)
+    with pytest.raises(InputError, match=r"data\.repeats: expected a divisor of train\.batch_size 5, got 2"):
+        batches(5)

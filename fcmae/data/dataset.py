@@ -1,0 +1,55 @@
+"""What every source of images offers: images by index, with their names and classes."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class ImageDataset(Dataset[Tensor]):
+    """Images by index, with their names and, where there are any, their classes."""
+
+    classes: tuple[str, ...] | None = None
+    """Names of the classes; None: unlabelled."""
+    labels: list[int] | None = None
+    """Class of each image, an index into `classes`; None: unlabelled."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.load(index)
+
+    def name_of(self, index: int) -> str:
+        """What messages call the image: its path, or its number in a built-in set."""
+        raise NotImplementedError
+
+    def load(self, index: int) -> Tensor:
+        """Pixels [in_chans, H, W], float32 in [0, 1]; H and W may differ between images.
+
+        Raises:
+            UnreadableImageError: the image cannot be decoded.
+            InputError: its channels cannot become `in_chans`.
+        """
+        raise NotImplementedError
+
+    def subset(self, indices: Sequence[int]) -> "ImageDataset":
+        """The images at `indices`, in that order, with their classes."""
+        return _Subset(self, indices)
+
+
+class _Subset(ImageDataset):
+    def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
+        self._dataset = dataset
+        self._indices = list(indices)
+        self.classes = dataset.classes
+        self.labels = None if dataset.labels is None else [dataset.labels[index] for index in self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name_of(self, index: int) -> str:
+        return self._dataset.name_of(self._indices[index])
+
+    def load(self, index: int) -> Tensor:
+        return self._dataset.load(self._indices[index])

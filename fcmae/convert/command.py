@@ -109,14 +109,14 @@ def convert_checkpoint(
         worst = max(differences, key=lambda found: found.relative)
         log(f"verified largest difference {worst.relative:.1e} of the root mean square, allowed {BOUND:.0e}")
 
+    if onnx is not None and opened.family.dense_model is not None:
+        model = opened.family.dense_model(state_dict, form, architecture, opened.drop_path)
+        differences += _write_onnx(model, opened.family, architecture, onnx, log)
     if path is not None:
         metadata = {"format": "pt", "architecture": json.dumps(vars(architecture))}
         key = "model" if target == "official" else "state_dict"
         write_weights(path, state_dict, metadata=metadata, force=force, key=key)
         log(f"wrote    {path}, for {architecture.call(target, str(path))}")
-    if onnx is not None and opened.family.dense_model is not None:
-        model = opened.family.dense_model(state_dict, form, architecture, opened.drop_path)
-        differences += _write_onnx(model, opened.family, architecture, onnx, log)
     return ConversionReport(**made, out=path, differences=differences, folded=folded)
 
 

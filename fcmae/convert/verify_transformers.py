@@ -47,10 +47,9 @@ def compare_vit(
     Raises:
         InputError: the number of heads is not known.
     """
-    architecture.heads()
+    dense = dense_vit(converted, target, architecture)
     encoder = _encoder(architecture, ours)
     assert isinstance(encoder, ViTEncoder)
-    dense = dense_vit(converted, target, architecture)
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(_BATCH, *architecture.input_size, generator=generator)
     found = {"tokens": encoder.forward_tokens(images)}
@@ -80,7 +79,12 @@ def compare_vit(
 def dense_vit(
     converted: Mapping[str, Tensor], target: Format, architecture: ViTArchitecture, drop_path: float = 0.0
 ) -> VisionTransformer:
-    """timm's model with the weights of any format in it; a feature extractor where they have no head."""
+    """timm's model with the weights of any format in it; a feature extractor where they have no head.
+
+    Raises:
+        InputError: the number of heads is not known.
+    """
+    architecture.heads()
     weights = target.join(converted)
     head = weights.get(target.from_ours("head.fc.weight") or "")
     num_classes = 0 if head is None else len(head)

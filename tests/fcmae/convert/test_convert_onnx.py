@@ -98,7 +98,13 @@ def test_graph_that_differs_is_not_written(weights_file: Path, monkeypatch: pyte
     monkeypatch.setattr("fcmae.convert.onnx_export._run", lambda path, images: worse)
     graph = weights_file.with_name("g.onnx")
     with pytest.raises(InputError, match=r"onnx: expected outputs within 1e-04 .*nothing was written"):
-        convert_checkpoint(weights_file, onnx=OnnxOptions(path=graph), verify=False, log=lambda line: None)
+        convert_checkpoint(
+            weights_file,
+            weights_file.with_name("out.pth"),
+            onnx=OnnxOptions(path=graph),
+            verify=False,
+            log=lambda line: None,
+        )
     assert [file.name for file in graph.parent.iterdir()] == ["weights.pth"]
 
 

@@ -20,6 +20,7 @@ from fcmae.convert.command import convert_checkpoint
 from fcmae.convert.families import CONVMAE, VIT, Family
 from fcmae.convert.files import read_checkpoint
 from fcmae.convert.network import Network
+from fcmae.convert.onnx_export import OnnxOptions
 from fcmae.convert.transfer import transfer
 from fcmae.convert.verify import check_differences
 from fcmae.errors import InputError
@@ -143,6 +144,10 @@ def test_classifiers_of_timm_and_mae_run_in_our_encoder(pool: str, tmp_path: Pat
         check_differences(VIT.compare(ours, broken, VIT.formats["timm"], architecture))
     with pytest.raises(InputError, match=r"num_heads: expected a preset .*--no-verify"):
         convert_checkpoint(path, tmp_path / "out.pth", log=lambda line: None)
+    pytest.importorskip("onnxscript", reason="onnxscript: not installed")
+    with pytest.raises(InputError, match="num_heads"):
+        onnx = OnnxOptions(path=tmp_path / "graph.onnx")
+        convert_checkpoint(path, onnx=onnx, verify=False, log=lambda line: None)
     report = convert_checkpoint(path, tmp_path / "out.pth", verify=False, log=lambda line: None)
     assert report.out is not None and not report.dropped and not report.missing
     assert_same(read_checkpoint(report.out)["state_dict"], dict(model.state_dict()))

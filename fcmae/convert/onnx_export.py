@@ -62,9 +62,10 @@ def check_onnx(options: OnnxOptions, *, force: bool) -> None:
         raise InputError(f"opset: expected at least {OPSET}, got {opset}. PyTorch's exporter starts there.")
     if path.suffix != ".onnx":
         raise InputError(f"onnx: expected a name ending in .onnx, got {path}. Rename it.")
-    if path.exists() and not force:
+    taken = [file for file in (path, path.with_name(f"{path.name}.data")) if file.exists()]
+    if taken and not force:
         raise InputError(
-            f"onnx: expected a new file, got an existing one at {path}. Use --force to replace it."
+            f"onnx: expected a new file, got an existing one at {taken[0]}. Use --force to replace it."
         )
 
 

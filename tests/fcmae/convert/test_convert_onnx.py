@@ -68,7 +68,10 @@ def model_of(weights_file: Path) -> nn.Module:
 
 
 @pytest.mark.usefixtures("_exporter")
-def test_graph_of_an_encoder_gives_features_in_float16(tmp_path: Path) -> None:
+def test_graph_of_an_encoder_gives_features_in_float16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcmae.convert.onnx_export._PROTOBUF_LIMIT", 0)  # as if it were above 2 GiB
     path = tmp_path / "encoder.pth"
     encoder = model(num_classes=0, std=0.1)
     torch.save({k: v for k, v in encoder.state_dict().items() if not k.startswith("head.")}, path)
@@ -79,6 +82,7 @@ def test_graph_of_an_encoder_gives_features_in_float16(tmp_path: Path) -> None:
     report = convert_checkpoint(path, tmp_path / "out.pth", onnx=onnx, log=lines.append)
     assert report.differences[-1].stage == "features" and report.out is not None and report.out.exists()
     assert any("replaced 4 GRN layers" in line for line in lines)
+    assert (tmp_path / "encoder.onnx.data").stat().st_size > 5000
     import onnx as library
 
     graph = library.load(onnx.path)
@@ -126,10 +130,12 @@ def test_bad_options_are_one_line(weights_file: Path) -> None:
         with pytest.raises(InputError, match=told) as caught:
             cli_main([str(weights_file), *flags])
         assert "\n" not in str(caught.value)
-    taken = weights_file.with_name("taken.onnx")
-    taken.touch()
-    with pytest.raises(InputError, match="--force"):
-        check_onnx(OnnxOptions(path=taken), force=False)
+    graph = weights_file.with_name("taken.onnx")
+    for taken in (graph.with_name("taken.onnx.data"), graph):
+        taken.touch()
+        with pytest.raises(InputError, match=f"existing one at {taken}. Use --force"):
+            check_onnx(OnnxOptions(path=graph), force=False)
+        taken.unlink()
 
 
 def cli_main(arguments: list[str]) -> int:

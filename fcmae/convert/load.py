@@ -12,6 +12,7 @@ from fcmae.convert.formats import Format
 from fcmae.convert.report import Report
 from fcmae.convert.source import Source, open_source
 from fcmae.convert.transfer import transfer
+from fcmae.errors import InputError
 from fcmae.models import Encoder
 
 
@@ -37,6 +38,11 @@ def load_weights(
     opened = open_source(weights, source=source)
     expected = module.state_dict()
     target = find_format(expected)[1]
+    if target.name == "fcmae_msn":
+        raise InputError(
+            "module: expected one encoder, got MSN, which has two. Load the weights into an encoder, and "
+            "make MSN from that."
+        )
     placed, report = transfer(
         opened.weights,
         source=opened.format,

@@ -242,6 +242,8 @@ def test_of_our_msn_run_the_target_network_is_taken(
     assert any(key.startswith("encoder.") for key in report.dropped) and "prototypes" in report.dropped
     encoder = fcmae.create_backbone(backbone, **options)
     load_weights(encoder, report.out or "")
+    with pytest.raises(InputError, match="expected one encoder, got MSN, which has two"):
+        load_weights(fcmae.create_method("msn", backbone=encoder, image_size=64), report.out or "")
     taken = encoder.state_dict()
     target = {
         key.removeprefix("target_encoder."): tensor

@@ -1,14 +1,52 @@
 """Image files of a folder, and the classes that its subfolders stand for."""
 
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
 
 from fcmae.data.decode import IMAGE_EXTENSIONS
 from fcmae.errors import InputError
 
 
-def find_images(root: str, *, field: str) -> list[str]:
+class PathList(Sequence[str]):
+    """Paths below a folder, in one block of memory: of each, its own bytes and eight more.
+
+    A million strings would take several times as much, and once more in every loader process, which copies
+    what it touches.
+
+    Args:
+        root: The folder.
+        names: Paths relative to it, each read once.
+    """
+
+    def __init__(self, root: str, names: Iterable[str]) -> None:
+        self._root = root
+        self._names = bytearray()
+        self._ends = array("q", [0])
+        for name in names:
+            self._names += os.fsencode(name)
+            self._ends.append(len(self._names))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        places = range(len(self))[index]
+        if isinstance(places, range):
+            return [self[place] for place in places]
+        name = self._names[self._ends[places] : self._ends[places + 1]]
+        return os.path.join(self._root, os.fsdecode(bytes(name)))
+
+
+def find_images(root: str, *, field: str) -> PathList:
     """Paths of all image files below `root`, sorted; hidden files and folders are left out, links followed.
+
+    Memory is that of the result and of the names of one folder at a time.
 
     Args:
         root: Folder to search, with all its subfolders.
@@ -19,7 +57,7 @@ def find_images(root: str, *, field: str) -> list[str]:
     if not os.path.isdir(root):
         found = "a file" if os.path.exists(root) else "no such folder"
         raise InputError(f"{field}: expected a folder of images, got {found}: {root}. Check the path.")
-    paths = sorted(_walk(root, ancestors=frozenset(), field=field))
+    paths = PathList(root, _walk(root, "", ancestors=frozenset(), field=field))
     if not paths:
         raise InputError(
             f"{field}: expected image files ({' '.join(IMAGE_EXTENSIONS)}) in {root} or below, got none. "
@@ -28,25 +66,34 @@ def find_images(root: str, *, field: str) -> list[str]:
     return paths
 
 
-def _walk(folder: str, *, ancestors: frozenset[tuple[int, int]], field: str) -> list[str]:
+def _walk(root: str, folder: str, *, ancestors: frozenset[tuple[int, int]], field: str) -> Iterator[str]:
+    """Paths relative to `root` of the images in `folder`, which is relative too and ends in a separator."""
+    path = os.path.join(root, folder)
+    names: list[str] = []
     try:
-        status = os.stat(folder)
+        status = os.stat(path)
         identity = (status.st_dev, status.st_ino)
         if identity in ancestors:  # a link to a folder above itself
-            return []
-        with os.scandir(folder) as scan:
-            entries = [(entry, entry.is_dir()) for entry in scan if not entry.name.startswith(".")]
+            return
+        with os.scandir(path) as scan:
+            for entry in scan:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    names.append(entry.name + os.sep)
+                elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
+                    names.append(entry.name)
     except OSError as error:
         raise InputError(
-            f"{field}: expected a readable folder, got {error.strerror}: {folder}. Check it."
+            f"{field}: expected a readable folder, got {error.strerror}: {path}. Check it."
         ) from error
-    paths: list[str] = []
-    for entry, is_folder in entries:
-        if is_folder:
-            paths += _walk(entry.path, ancestors=ancestors | {identity}, field=field)
-        elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
-            paths.append(entry.path)
-    return paths
+    # With the separator behind folders' names, folder after folder is the order of all paths sorted at once.
+    names.sort()
+    for name in names:
+        if name.endswith(os.sep):
+            yield from _walk(root, folder + name, ancestors=ancestors | {identity}, field=field)
+        else:
+            yield folder + name
 
 
 def label_by_folder(
@@ -63,14 +110,20 @@ def label_by_folder(
         InputError: images outside a class folder, a class folder without images, or a class not in `classes`.
     """
     prefix = len(os.path.join(root, ""))
-    names = [path[prefix:].split(os.sep) for path in paths]
-    loose = [path for path, parts in zip(paths, names, strict=True) if len(parts) == 1]
-    if loose:
+
+    def folders_of() -> Iterator[str]:
+        """The class folder of each path, or the empty string; not a list, of which there may be millions."""
+        for path in paths:
+            folder, separator, _ = path[prefix:].partition(os.sep)
+            yield folder if separator else ""
+
+    found = set(folders_of())
+    if "" in found:
+        loose = [path for path, folder in zip(paths, folders_of(), strict=True) if not folder]
         raise InputError(
             f"{field}: expected one subfolder of {root} a class, got {len(loose)} images outside of any, "
             f"such as {loose[0]}. Move each image into its class's folder."
         )
-    found = {parts[0] for parts in names}
     if classes is None:
         with os.scandir(root) as scan:
             folders = {entry.name for entry in scan if entry.is_dir() and not entry.name.startswith(".")}
@@ -88,4 +141,4 @@ def label_by_folder(
             f"Add it there, or remove the folder."
         )
     index_of = {name: index for index, name in enumerate(classes)}
-    return classes, [index_of[parts[0]] for parts in names]
+    return classes, [index_of[folder] for folder in folders_of()]

@@ -134,6 +134,12 @@ def _reconstruct(argv: list[str]) -> int | None:
     return command.main(argv)
 
 
+def _data(argv: list[str]) -> int | None:
+    from fcmae.data import command
+
+    return command.main(argv)
+
+
 def _bench(argv: list[str]) -> int | None:
     if argv[:1] == ["step"]:
         from fcmae.bench import step
@@ -155,6 +161,7 @@ COMMANDS = {
     "finetune": Command("Fine-tune a classifier from pretrained or random weights.", _finetune),
     "convert": Command("Turn a pretraining checkpoint into a dense timm model's weights.", _convert),
     "reconstruct": Command("Draw what a pretrained model makes of masked images.", _reconstruct),
+    "data": Command("Describe a set of images (fcmae data stats).", _data),
     "bench": Command(
         "Measure a pretraining step (fcmae bench step) or each operation (fcmae bench ops).", _bench
     ),

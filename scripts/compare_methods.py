@@ -31,14 +31,19 @@ from fcmae.training.pretrain import pretrain
 from fcmae.training.seeding import seed_draws
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-COLLAPSE = ("--model.me_max_weight=0", "--model.sinkhorn_iterations=0", "--model.share_view=true")
+COLLAPSE = (
+    "--model.me_max_weight=0",
+    "--model.sinkhorn_iterations=0",
+    "--model.share_view=true",
+    "--model.anchors=1",
+)
 ARMS: dict[str, tuple[str, ...]] = {
     "FCMAE, ConvNeXt V2": ("fcmae/convnextv2_atto_demo.yaml",),
     "ConvMAE": ("convmae/convmae_small_demo.yaml",),
     "MAE, ViT": ("mae/vit_tiny_demo.yaml",),
-    "MSN, ConvNeXt V2": ("msn/convnextv2_atto_demo.yaml",),
-    "MSN, ViT": ("msn/vit_tiny_demo.yaml",),
-    "MSN, ConvNeXt V2, no me-max, shared view": ("msn/convnextv2_atto_demo.yaml", *COLLAPSE),
+    "MSN, ConvNeXt V2": ("msn/convnextv2_digits.yaml",),
+    "MSN, ViT": ("msn/vit_digits.yaml",),
+    "MSN, ConvNeXt V2, no me-max, shared view": ("msn/convnextv2_digits.yaml", *COLLAPSE),
 }
 """Name -> the configuration's file, and options."""
 RATIOS = (0.0, 0.3, 0.5, 0.7)

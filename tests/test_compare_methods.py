@@ -30,8 +30,8 @@ def test_two_arms_end_in_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     arms = {
         "FCMAE": ("fcmae/convnextv2_atto_demo.yaml", *TINY, *convnet, "--model.patch_size=16"),
         "MSN, collapsing": (
-            *("msn/convnextv2_atto_demo.yaml", *TINY, *convnet, *compare_methods.COLLAPSE),
-            *("--model.focal_size=32", "--model.prototypes=8", "--model.hidden_dim=16"),
+            *("msn/convnextv2_digits.yaml", "--train.batch_size=4", *compare_methods.COLLAPSE),
+            *("--model.prototypes=8", "--model.hidden_dim=16"),
         ),
     }
     first = compare_methods.load_config(

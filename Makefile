@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/python scripts/demo.py
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=8
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -17,8 +17,8 @@ if not torch.cuda.is_available():
 # Without it older PyTorch (2.7) refuses GEMMs on CUDA under deterministic algorithms, which every test sets.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-# Test tensors are small: more threads only wait for each other.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Test tensors are small: more threads only wait for each other, and for those of other test processes.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

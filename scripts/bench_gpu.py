@@ -7,7 +7,7 @@ Needs torch, triton, timm and this repository. See docs/benchmarks.md.
 
 import sys
 
-from fcmae.bench.gpu_command import main
+from fcmae.bench.gpu.command import main
 
 # Guarded, as each arm's process imports this file again.
 if __name__ == "__main__":

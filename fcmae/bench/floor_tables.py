@@ -20,8 +20,8 @@ from fcmae.bench.floors import (
     step_works,
     visible_tap_share,
 )
-from fcmae.bench.gpu_kernels import BASE_STAGES, KernelSettings
-from fcmae.bench.gpu_report import markdown_table
+from fcmae.bench.gpu.kernels import BASE_STAGES, KernelSettings
+from fcmae.bench.gpu.report import markdown_table
 from fcmae.masking import count_visible
 from fcmae.methods import create_method
 

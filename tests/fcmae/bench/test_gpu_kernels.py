@@ -5,9 +5,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from fcmae.bench import gpu_passes
 from fcmae.bench.floors import Rates, Work
-from fcmae.bench.gpu_kernels import (
+from fcmae.bench.gpu import passes
+from fcmae.bench.gpu.kernels import (
     BASE_STAGES,
     KernelCase,
     KernelSettings,
@@ -16,9 +16,9 @@ from fcmae.bench.gpu_kernels import (
     planned_kernels,
     work_of,
 )
-from fcmae.bench.gpu_parity import OPS, check_op, parity_cases
-from fcmae.bench.gpu_passes import measure_passes
-from fcmae.bench.gpu_timing import MAX_SETS, Timing, count_sets, device_facts, measure_rates, slug, time_calls
+from fcmae.bench.gpu.parity import OPS, check_op, parity_cases
+from fcmae.bench.gpu.passes import measure_passes
+from fcmae.bench.gpu.timing import MAX_SETS, Timing, count_sets, device_facts, measure_rates, slug, time_calls
 from sparse_ops import Backend
 from sparse_ops.functional import engine
 
@@ -38,7 +38,7 @@ def test_calls_rotate_over_the_input_sets() -> None:
 
 def test_sets_exceed_twice_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_sets(10, CPU) == 2
-    monkeypatch.setattr("fcmae.bench.gpu_timing.cache_bytes", lambda device: 60)
+    monkeypatch.setattr("fcmae.bench.gpu.timing.cache_bytes", lambda device: 60)
     assert count_sets(100, CPU) == 2 and count_sets(50, CPU) == 3 and count_sets(7, CPU) * 7 > 120
     assert count_sets(0, CPU) == MAX_SETS
 
@@ -91,7 +91,7 @@ def test_grn_counts_the_hidden_features() -> None:
 
 
 def test_a_direction_computes_what_it_says_and_no_more() -> None:
-    from fcmae.bench.gpu_kernels import _dense_call, _sparse_call, make_stage_sites
+    from fcmae.bench.gpu.kernels import _dense_call, _sparse_call, make_stage_sites
 
     settings = KernelSettings(
         device="cpu", batch_size=2, grid=(3, 3), stages=STAGES, dtype=torch.float64, engine="scatter"
@@ -165,4 +165,4 @@ def test_a_sweep_tries_every_configuration() -> None:
     swept = [r["config"] for r in results if r["op"] == "grn sums"]
     assert len(swept) == len(grn_passes.LAUNCHES) == len({str(config) for config in swept})
     rows = [r["config"] for r in results if r["op"] == "conv rows"]
-    assert len(rows) > len(gpu_passes.SWEPT_WARPS) and all(config["num_warps"] for config in rows)
+    assert len(rows) > len(passes.SWEPT_WARPS) and all(config["num_warps"] for config in rows)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fcmae.bench import gpu_command
-from fcmae.bench.gpu_arms import ArmError, ArmSpec, ProcessArm
-from fcmae.bench.gpu_report import render, short_table
-from fcmae.bench.gpu_run import STEP_OPS, Event, Plan, expected_seconds, run, survey_in_process
-from fcmae.bench.gpu_steps import StepCase, StepSettings
+from fcmae.bench.gpu import command
+from fcmae.bench.gpu.arms import ArmError, ArmSpec, ProcessArm
+from fcmae.bench.gpu.report import render, short_table
+from fcmae.bench.gpu.run import STEP_OPS, Event, Plan, expected_seconds, run, survey_in_process
+from fcmae.bench.gpu.steps import StepCase, StepSettings
 from fcmae.errors import InputError
 
 RATES = {"copy": 4.3e12, "matrix": 7.9e14, "vector": 5e13}
@@ -201,14 +201,14 @@ def test_figures_of_a_cpu_never_become_markdown(tmp_path: Path) -> None:
 
 
 def test_a_survey_stops_at_its_time() -> None:
-    events = list(survey_in_process(gpu_command.tiny_plan("cpu"), until=0.0))
+    events = list(survey_in_process(command.tiny_plan("cpu"), until=0.0))
     assert events == [("failed", "its time ended")]
 
 
 def test_an_arm_whose_process_fails_says_why() -> None:
-    settings = gpu_command.tiny_plan("cpu")
+    settings = command.tiny_plan("cpu")
     assert settings.steps is not None
-    from fcmae.bench.gpu_steps import arm_specs
+    from fcmae.bench.gpu.steps import arm_specs
 
     (spec,) = arm_specs(
         StepCase(backbone="convnextv2_nothing", mask_ratio=0.5, compiled=False, arms=("sparse",)),
@@ -224,7 +224,7 @@ def test_an_arm_whose_process_fails_says_why() -> None:
 
 
 def options(*argv: str) -> Plan:
-    return gpu_command.plan_of(gpu_command._parser().parse_args(argv))
+    return command.plan_of(command._parser().parse_args(argv))
 
 
 def test_options_become_a_plan() -> None:
@@ -256,7 +256,7 @@ def refusals() -> Iterator[tuple[list[str], str]]:
 def test_wrong_options_are_one_line(
     argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert gpu_command.main(argv) == 2
+    assert command.main(argv) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -264,5 +264,5 @@ def test_wrong_options_are_one_line(
 def test_render_prints_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "results.json"
     path.write_text(json.dumps(full_report(tmp_path / "run")))
-    assert gpu_command.main(["--render", str(path)]) == 0
+    assert command.main(["--render", str(path)]) == 0
     assert capsys.readouterr().out.startswith("### NVIDIA H200\n")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fcmae.bench.floors import Rates
-from fcmae.bench.gpu_arms import ArmError, ArmSpec, OutOfMemoryError, TimeEndedError
-from fcmae.bench.gpu_steps import (
+from fcmae.bench.gpu.arms import ArmError, ArmSpec, OutOfMemoryError, TimeEndedError
+from fcmae.bench.gpu.steps import (
     ARMS,
     StepCase,
     StepSettings,

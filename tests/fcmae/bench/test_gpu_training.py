@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fcmae.bench.arms import StepSpec
-from fcmae.bench.gpu_training import MASKS, TrainingStep, draw_masks, engines_of
+from fcmae.bench.gpu.training import MASKS, TrainingStep, draw_masks, engines_of
 
 SPEC = StepSpec(
     arm="sparse",

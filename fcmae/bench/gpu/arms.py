@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from fcmae.bench.arms import StepSpec
-from fcmae.bench.gpu_training import TrainingStep
+from fcmae.bench.gpu.training import TrainingStep
 
 
 class OutOfMemoryError(RuntimeError):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fcmae.bench import floors
-from fcmae.bench.gpu_timing import REPEATS, Timing, count_sets, time_calls
+from fcmae.bench.gpu.timing import REPEATS, Timing, count_sets, time_calls
 from fcmae.masking import count_visible, random_visible_ids
 from sparse_ops import (
     ActiveSites,
@@ -32,7 +32,7 @@ PARITY_OF = {
     "grn": "global_response_norm",
     "grn_mlp": "grn_mlp",
 }
-"""The op of `gpu_parity.OPS` that a kernel's timing depends on."""
+"""The op of `parity.OPS` that a kernel's timing depends on."""
 
 
 @dataclass(frozen=True, kw_only=True)

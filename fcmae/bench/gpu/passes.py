@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fcmae.bench import floors
-from fcmae.bench.gpu_kernels import KernelSettings, figures, make_stage_sites
-from fcmae.bench.gpu_timing import count_sets, time_calls
+from fcmae.bench.gpu.kernels import KernelSettings, figures, make_stage_sites
+from fcmae.bench.gpu.timing import count_sets, time_calls
 from sparse_ops import ActiveSites
 
 KERNEL = 7
@@ -27,7 +27,7 @@ class Pass:
 
     Attributes:
         name: Of the pass.
-        parity: The op of `gpu_parity.OPS` that it belongs to.
+        parity: The op of `parity.OPS` that it belongs to.
         work: What it has to move and compute.
         make: Gives, for a configuration (None: the engine's choice), what `time_calls` takes.
         configs: What a sweep tries.

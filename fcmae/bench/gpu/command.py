@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from fcmae.arguments import OptionParser
-from fcmae.bench.gpu_kernels import KernelSettings
-from fcmae.bench.gpu_report import render, short_table
-from fcmae.bench.gpu_run import Plan, run
-from fcmae.bench.gpu_steps import StepCase, StepSettings
+from fcmae.bench.gpu.kernels import KernelSettings
+from fcmae.bench.gpu.report import render, short_table
+from fcmae.bench.gpu.run import Plan, run
+from fcmae.bench.gpu.steps import StepCase, StepSettings
 from fcmae.config import require
 from fcmae.errors import InputError
 from sparse_ops import Backend

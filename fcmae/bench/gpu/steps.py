@@ -8,7 +8,7 @@ from typing import Any
 
 from fcmae.bench.arms import StepSpec
 from fcmae.bench.floors import Rates, step_floor_seconds, step_works
-from fcmae.bench.gpu_arms import Arm, ArmError, ArmSpec, OutOfMemoryError, TimeEndedError
+from fcmae.bench.gpu.arms import Arm, ArmError, ArmSpec, OutOfMemoryError, TimeEndedError
 from fcmae.masking import count_visible
 
 MAE_MASK_RATIO = 0.75

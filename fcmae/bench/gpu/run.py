@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from fcmae.bench.floors import Rates
-from fcmae.bench.gpu_arms import Arm, ArmSpec, ProcessArm
-from fcmae.bench.gpu_kernels import (
+from fcmae.bench.gpu.arms import Arm, ArmSpec, ProcessArm
+from fcmae.bench.gpu.kernels import (
     OTHER_ENGINES,
     PARITY_OF,
     KernelCase,
@@ -24,10 +24,10 @@ from fcmae.bench.gpu_kernels import (
     measure_kernel,
     planned_kernels,
 )
-from fcmae.bench.gpu_parity import OPS, check_op, parity_cases
-from fcmae.bench.gpu_passes import measure_passes
-from fcmae.bench.gpu_steps import ARMS, StepCase, StepSettings, measure_case, planned_cases, without
-from fcmae.bench.gpu_timing import device_facts, measure_rates, slug
+from fcmae.bench.gpu.parity import OPS, check_op, parity_cases
+from fcmae.bench.gpu.passes import measure_passes
+from fcmae.bench.gpu.steps import ARMS, StepCase, StepSettings, measure_case, planned_cases, without
+from fcmae.bench.gpu.timing import device_facts, measure_rates, slug
 from sparse_ops import Backend
 
 COMPILED_SECONDS = {"convnextv2_tiny": 100.0, "convnextv2_base": 150.0, "convnextv2_large": 200.0}

@@ -1,7 +1,9 @@
 """One run: its images, its model, its optimiser and its folder."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from fcmae.config.checks import require
 from fcmae.config.data import DataConfig
 from fcmae.config.model import ClassifierConfig, FCMAEConfig, ModelConfig
 from fcmae.config.train import FinetuneTrainConfig, TrainConfig
@@ -17,6 +19,19 @@ class RunConfig:
     """Lightning Fabric's name of the hardware: auto, cpu, cuda, mps."""
     devices: int = 1
     """Processes of one node; each has its own device."""
+    nodes: int = 1
+    """Machines. Over 1, start the same command on each, by torchrun or Slurm's srun."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """`auto`: one process, or DDP over several. `fsdp`: weights, gradients and optimiser state are shared out
+    over the processes (FSDP2); checkpoints stay the same. Pretraining only."""
+    timeout: float = 600.0
+    """Seconds that a process waits for the others before it takes them for lost."""
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "nodes"):
+            value = getattr(self, name)
+            require(value >= 1, f"run.{name}: expected at least 1, got {value}.")
+        require(self.timeout > 0, f"run.timeout: expected a positive time, got {self.timeout:g}.")
 
 
 @dataclass(frozen=True, kw_only=True)

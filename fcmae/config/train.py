@@ -38,6 +38,8 @@ class TrainConfig:
     """`bf16`: autocast; weights and optimiser state stay in float32."""
     compile: bool = False
     """Run the network through torch.compile."""
+    checkpoint_activations: bool = False
+    """Keep each block's input only and run the block again in the backward pass: less memory, more time."""
     seed: int = 0
     """Every random draw of a run is a function of (seed, step)."""
     checkpoint_every: int = 1000

@@ -1,15 +1,22 @@
 """Devices and precision, by Lightning Fabric."""
 
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.accelerators import ACCELERATOR_REGISTRY
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.plugins.precision import MixedPrecision
+from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning.fabric.strategies.strategy import Strategy
 from torch import Tensor, nn
 
 from fcmae.config import RunConfig, TrainConfig
 from fcmae.errors import InputError
+from fcmae.training.sharding import shard
 
 
 class AutocastOnly(MixedPrecision):
@@ -31,15 +38,15 @@ def launch_fabric(run: RunConfig, train: TrainConfig) -> Fabric:
     """The launched Fabric of a run: its devices, its processes and its precision.
 
     Raises:
-        InputError: the accelerator's name is unknown, or this machine lacks it or that many of it.
+        InputError: the accelerator's name is unknown, this machine lacks it or that many of it, or other
+            numbers of processes were started than configured.
     """
     known = (*ACCELERATOR_REGISTRY.available_accelerators(), "auto")
     if run.accelerator not in known:
         raise InputError(
             f"run.accelerator: expected one of {', '.join(sorted(known))}, got {run.accelerator}."
         )
-    if run.devices < 1:
-        raise InputError(f"run.devices: expected at least 1, got {run.devices}.")
+    _require_started(run)
     try:
         fabric = _fabric(run, precision="32-true")
         if train.precision == "bf16":
@@ -57,7 +64,43 @@ def launch_fabric(run: RunConfig, train: TrainConfig) -> Fabric:
 
 
 def _fabric(run: RunConfig, **precision: Any) -> Fabric:
-    return Fabric(accelerator=run.accelerator, devices=run.devices, **precision)
+    timeout, processes = timedelta(seconds=run.timeout), run.devices * run.nodes
+    strategy: str | Strategy = "auto"
+    if run.strategy == "fsdp":
+        strategy = ModelParallelStrategy(
+            shard, data_parallel_size=processes, tensor_parallel_size=1, timeout=timeout
+        )
+    elif run.strategy == "ddp" or processes > 1:
+        strategy = DDPStrategy(timeout=timeout)
+    return Fabric(
+        accelerator=run.accelerator,
+        strategy=strategy,
+        devices=run.devices,
+        num_nodes=run.nodes,
+        **precision,
+    )
+
+
+def _require_started(run: RunConfig) -> None:
+    """Raise InputError where torchrun or Slurm started another number of processes than the run has.
+
+    Without this, each of several would make the whole run by itself, in the same folder.
+    """
+    # As Fabric chooses.
+    launcher = next((kind for kind in (TorchElasticEnvironment, SLURMEnvironment) if kind.detect()), None)
+    if launcher is None:
+        if run.nodes > 1:
+            raise InputError(
+                f"run.nodes: expected torchrun or srun to start the processes of {run.nodes} nodes, got "
+                "neither. Start the same command by one of them on every node, or set --run.nodes=1."
+            )
+        return
+    started = launcher().world_size()
+    if started != run.devices * run.nodes:
+        raise InputError(
+            f"run.devices: expected as many processes as were started, got {run.devices} x {run.nodes} nodes "
+            f"for {started}. Set --run.devices and --run.nodes to those of the launcher."
+        )
 
 
 class LossOf(nn.Module):

@@ -36,6 +36,7 @@ from fcmae.training.optim import (
 )
 from fcmae.training.run import due, open_run
 from fcmae.training.seeding import seed_draws
+from fcmae.training.sharding import checkpoint_activations
 
 
 def finetune(config: FinetuneConfig) -> dict[str, float]:
@@ -53,6 +54,11 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     Paper: Woo et al. 2023, ConvNeXt V2, tables 9 to 11.
     """
     train, run_dir = config.train, Path(config.run.dir)
+    if config.run.strategy == "fsdp":
+        raise InputError(
+            "run.strategy: expected auto or ddp for fine-tuning, whose evaluation and average need the whole "
+            "network in one process, got fsdp. Use auto, with train.checkpoint_activations for memory."
+        )
     fabric = launch_fabric(config.run, train)
     rank, devices = fabric.global_rank, fabric.world_size
     start = find_start(config.resume, run_dir, kind="finetune", config=to_dict(config))
@@ -94,6 +100,8 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     ema = None if train.ema_decay is None else ModelEmaV3(classifier, decay=train.ema_decay)
     if ema is not None and "ema" in start.state:
         ema.module.load_state_dict(start.state["ema"])
+    if train.checkpoint_activations:
+        checkpoint_activations(classifier)
     model, optimizer = fabric.setup(compiled(classifier, enabled=train.compile), adamw)
     metrics: dict[str, float] = dict(start.state.get("metrics", {}))
 

@@ -12,6 +12,7 @@ from fcmae.convert.files import newest_checkpoint
 from fcmae.data import Batch
 from fcmae.errors import InputError
 from fcmae.training.logs import RunLog
+from fcmae.training.sharding import first_non_finite_name, whole
 
 
 class LossReading:
@@ -99,8 +100,9 @@ def gradient_norm(model: nn.Module, *, clip: float | None) -> Tensor:
     """The norm of all gradients, before they are scaled down to `clip` where they exceed it."""
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     if clip is not None:
-        return nn.utils.clip_grad_norm_(parameters, clip)
-    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        return whole(nn.utils.clip_grad_norm_(parameters, clip))
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return whole(nn.utils.get_total_norm(gradients))
 
 
 def require_finite_weights(log: RunLog, model: nn.Module, *, step: int, lr: float) -> None:
@@ -116,13 +118,13 @@ def require_finite_weights(log: RunLog, model: nn.Module, *, step: int, lr: floa
         raise non_finite(log, "finite weights, got others", where, step=step, lr=lr)
 
 
-def first_non_finite(model: nn.Module, images: Any, **inputs: Any) -> str:
+def first_non_finite(model: nn.Module, images: Any, *, run: Callable[[], Any] | None = None) -> str:
     """Where the first value that is not finite is: the images, a weight, a module's output, or the loss.
 
     Args:
-        model: Its forward pass is run under hooks.
-        images: Its first input, a tensor or a tuple of them.
-        inputs: Its others, by name.
+        model: Its modules are watched.
+        images: A tensor or a tuple of them.
+        run: The forward pass of `images` through `model`; None: model(images).
     """
     if not all(tensor.isfinite().all() for tensor in _tensors(images)):
         return "the input images"
@@ -142,7 +144,7 @@ def first_non_finite(model: nn.Module, images: Any, **inputs: Any) -> str:
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
         with torch.no_grad():
-            model(images, **inputs)
+            model(images) if run is None else run()
     finally:
         for handle in handles:
             handle.remove()
@@ -151,18 +153,14 @@ def first_non_finite(model: nn.Module, images: Any, **inputs: Any) -> str:
 
 def first_non_finite_weight(model: nn.Module) -> str | None:
     """The first parameter with a value that is not finite, or None; waits for the device."""
-    named = dict(model.named_parameters())
-    finite = torch.stack([parameter.detach().isfinite().all() for parameter in named.values()])
-    if finite.all():
-        return None
-    return f"the weight {list(named)[int(finite.int().argmin())]}"
+    name = first_non_finite_name(dict(model.named_parameters()))
+    return None if name is None else f"the weight {name}"
 
 
 def _first_non_finite_gradient(model: nn.Module) -> str:
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return name
-    return "all parameters together"
+    named = model.named_parameters()
+    gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+    return first_non_finite_name(gradients) or "all parameters together"
 
 
 def _tensors(output: Any) -> Iterable[Tensor]:

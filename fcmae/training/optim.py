@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fcmae.config import TrainConfig
 from fcmae.errors import InputError
+from fcmae.training.sharding import like_parameter
 
 LayerDecayType = Literal["single", "group"]
 _GROUPS = 12
@@ -198,5 +199,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, M
             f"resume: expected the optimiser state of this model, got one that differs at {differing}. "
             "Resume with the configuration of the checkpoint."
         )
-    state = {number: dict(saved[name]) for number, name in enumerate(names)}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {key: like_parameter(value, parameter) for key, value in saved[name].items()}
+        for number, (name, parameter) in enumerate(zip(names, parameters, strict=True))
+    }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,7 +1,11 @@
 """Pretraining: masked images in, an encoder out."""
 
 import math
+from functools import partial
 from pathlib import Path
+from typing import cast
+
+from torch.optim import Optimizer
 
 from fcmae.config import PretrainConfig
 from fcmae.config_io import to_dict
@@ -31,6 +35,7 @@ from fcmae.training.optim import (
 )
 from fcmae.training.run import due, open_run
 from fcmae.training.seeding import mask_generator, seed_draws
+from fcmae.training.sharding import checkpoint_activations, gather_state
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -77,12 +82,18 @@ def pretrain(config: PretrainConfig) -> Path:
         timeout=config.data.timeout,
     )
 
+    if start.state:
+        method.load_state_dict(start.state["model"])
+    if train.checkpoint_activations:
+        checkpoint_activations(method)
+    network = LossOf(method)
+    loss_of = fabric.setup_module(compiled(network, enabled=train.compile))
+    # After the setup, which may have shared the parameters out.
     groups = parameter_groups(method, weight_decay=train.weight_decay)
     adamw = build_adamw(groups, betas=train.betas, device=fabric.device)
     if start.state:
-        method.load_state_dict(start.state["model"])
         load_optimizer_state(adamw, start.state["optimizer"])
-    loss_of, optimizer = fabric.setup(compiled(LossOf(method), enabled=train.compile), adamw)
+    optimizer = cast(Optimizer, fabric.setup_optimizers(adamw))
 
     with open_run(fabric, config, start, model=method, images=len(dataset)) as log, StopRequests() as stop:
         bad_images = BadImages(log, limit=config.data.max_bad_images, known=start.state.get("bad_images", ()))
@@ -116,7 +127,7 @@ def pretrain(config: PretrainConfig) -> Path:
                 if not math.isfinite(value):
                     seed_draws(train.seed, *place)
                     with fabric.autocast():
-                        where = first_non_finite(method, images, visible_ids=visible_ids)
+                        where = first_non_finite(method, images, run=partial(network, images, visible_ids))
                     raise non_finite(log, f"a finite loss, got {value}", where, step=done, lr=lr)
                 loss += value / train.accumulate
 
@@ -144,15 +155,15 @@ def pretrain(config: PretrainConfig) -> Path:
                 collapse.note(further, step=done)
             if stopping or due(done, train.checkpoint_every, train.steps):
                 require_finite_weights(log, method, step=done, lr=lr)
+                weights = {"model": method.state_dict(), "optimizer": optimizer_state(adamw)}
+                state = {
+                    "kind": "pretrain",
+                    "config": to_dict(config),
+                    **gather_state(weights, keep=fabric.is_global_zero),
+                    "bad_images": list(bad_images.names),
+                    "skipped_steps": skipped.steps,
+                }
                 if fabric.is_global_zero:
-                    state = {
-                        "kind": "pretrain",
-                        "config": to_dict(config),
-                        "model": method.state_dict(),
-                        "optimizer": optimizer_state(adamw),
-                        "bad_images": list(bad_images.names),
-                        "skipped_steps": skipped.steps,
-                    }
                     save_checkpoint(checkpoint_folder(run_dir), state, step=done, keep=train.keep_checkpoints)
                 fabric.barrier()
                 pace.restart()

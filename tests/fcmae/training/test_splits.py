@@ -1,10 +1,12 @@
 """One loss curve for every split of the same global batch over processes and micro-batches."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 from processes import run_processes
-from training_runs import events
+from training_runs import events, last_state
 
 from fcmae.config import MSNConfig, PretrainConfig
 
@@ -46,10 +48,50 @@ def test_the_curve_of_one_process_is_that_of_two_and_of_four(pretrain_config):
         assert curve == pytest.approx(whole, abs=1e-5)
 
 
-def test_the_curve_of_msn_too(pretrain_config):
+def test_the_curve_of_msn_on_one_process_is_that_of_two_which_share_it_out(pretrain_config):
     curves = []
-    for processes in (1, 2):
+    for processes, strategy in ((1, "auto"), (2, "fsdp")):
         config = pretrain_config(f"msn{processes}", steps=6, base_lr=0.01, batch_size=IMAGES // processes)
-        curves.append(losses(replace(config, model=MSN), processes))
+        run = replace(config.run, strategy=strategy)
+        curves.append(losses(replace(config, model=MSN, run=run), processes))
     assert max(curves[0]) - min(curves[0]) > 0.01
     assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+
+
+def test_fsdp_is_ddp_also_across_a_resume(pretrain_config):
+    """With stochastic depth, accumulation and clipping; blocks run twice under FSDP."""
+    folders = {}
+    for name, strategy, source in (
+        ("ddp", "ddp", None),
+        ("fsdp", "fsdp", None),
+        ("fsdp_from_ddp", "fsdp", "ddp"),
+        ("ddp_from_fsdp", "ddp", "fsdp"),
+    ):
+        config = pretrain_config(
+            name,
+            resume="auto" if source is None else str(folders[source] / "checkpoints" / "step_00000004.pt"),
+            base_lr=0.3,
+            accumulate=2,
+            clip_grad=1.0,
+            checkpoint_activations=strategy == "fsdp",
+        )
+        run = replace(config.run, strategy=strategy, devices=2)
+        folders[name] = run_processes(replace(config, run=run), 2)
+    whole = folders.pop("ddp")
+    curve, state = [line["loss"] for line in events(whole, "train")], last_state(whole)
+    for name, folder in folders.items():
+        found = [line["loss"] for line in events(folder, "train")]
+        assert found == pytest.approx(curve[-len(found) :], abs=1e-6), name
+        assert len(found) == (2 if "from" in name else 6)
+        others = last_state(folder)
+        for part in ("model", "optimizer"):
+            assert_close(others[part], state[part])
+
+
+def assert_close(left: dict[str, Any], right: dict[str, Any]) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        if isinstance(value, dict):
+            assert_close(value, right[name])
+        else:
+            torch.testing.assert_close(value, right[name], rtol=0, atol=1e-6)

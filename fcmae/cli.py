@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcmae.errors import InputError, Stopped
+from fcmae.errors import InputError, ProcessLostError, Stopped
 
 EXIT_STOPPED = 75
-"""A run was told to stop and has saved: EX_TEMPFAIL, for a scheduler to start it again."""
+"""A run was told to stop and has saved, or lost a process: EX_TEMPFAIL, for a scheduler to start it again."""
 
 
 class Command(NamedTuple):
@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `fcmae COMMAND ...` and return its exit code.
 
     A user's mistake (InputError) and a backend that cannot run end in one message on stderr and exit code 2,
-    Ctrl-C in exit code 130, a run that SIGTERM or SIGUSR1 stopped in EXIT_STOPPED. Any other
-    exception is a bug and keeps its traceback.
+    Ctrl-C in exit code 130, a run that SIGTERM or SIGUSR1 stopped or that lost a process in EXIT_STOPPED. Any
+    other exception is a bug and keeps its traceback.
 
     Args:
         argv: The arguments after `fcmae`; None: the process's.
@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stop:
         print(f"fcmae: {stop} The same command with --resume=auto goes on.", file=sys.stderr)
         return 130 if stop.request == "SIGINT" else EXIT_STOPPED
+    except ProcessLostError as error:
+        print(f"fcmae: {error}", file=sys.stderr)
+        return EXIT_STOPPED
     except KeyboardInterrupt as error:
         print(f"fcmae: interrupted. {error}".rstrip(), file=sys.stderr)
         return 130

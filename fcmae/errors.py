@@ -1,4 +1,7 @@
-"""How a run can end early: a user's mistake, or a request to stop. Each is a clear line, no traceback."""
+"""How a run can end early: a user's mistake, a request to stop, or a process of it that is lost.
+
+Each is a clear line, no traceback.
+"""
 
 
 class InputError(ValueError):
@@ -19,3 +22,7 @@ class Stopped(Exception):
     def __init__(self, request: str, *, step: int) -> None:
         super().__init__(f"{request}: stopped and saved after step {step}.")
         self.request, self.step = request, step
+
+
+class ProcessLostError(Exception):
+    """Another process of the run ended or did not answer in time; the last checkpoint can be gone on from."""

@@ -1,11 +1,14 @@
-"""A run that is asked to stop finishes its step and saves, so that a scheduler can put it elsewhere."""
+"""A run that is asked to stop finishes its step and saves; one that loses a process says so and ends."""
 
 import signal
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from fcmae.errors import Stopped
+from torch.distributed import DistError
+
+from fcmae.convert.files import newest_checkpoint
+from fcmae.errors import ProcessLostError, Stopped
 from fcmae.training.logs import RunLog
 
 
@@ -56,3 +59,24 @@ def stopped(log: RunLog, requests: StopRequests, *, step: int) -> Stopped:
     request = requests.received or "another process"
     log.write("stopped", step=step, request=request)
     return Stopped(request, step=step)
+
+
+def process_lost(log: RunLog, error: RuntimeError, *, timeout: float) -> ProcessLostError | None:
+    """Log that another process does not answer, and return what to raise; None: `error` says something else.
+
+    Args:
+        log: The run's log.
+        error: Of a step or of a wait for the others.
+        timeout: Seconds that a process waits for the others.
+    """
+    text = str(error)
+    if not isinstance(error, DistError) and "gloo" not in text:  # gloo's errors have no type of their own
+        return None
+    reason = text.rpartition("] ")[2].splitlines()[0] if "] " in text else text.splitlines()[0]
+    log.write("process_lost", step=log.step, reason=reason)
+    good = newest_checkpoint(log.path.parent)
+    kept = f"--resume=auto goes on from {good}" if good is not None else "there is no checkpoint yet"
+    return ProcessLostError(
+        f"run: expected every process to answer within {timeout:g} s, got none from one of them after step "
+        f"{log.step} ({reason}). See what that one printed; {kept}."
+    )

@@ -32,6 +32,8 @@ class RunLog:
         start: Optimiser steps already done.
         steps: Optimiser steps of the whole run.
         rank: Number of this process.
+    Attributes:
+        step: Optimiser steps done.
     Raises:
         InputError: the folder cannot be written to.
     """
@@ -49,6 +51,7 @@ class RunLog:
             )
         except OSError as error:
             raise _cannot_write(self.path, error) from error
+        self.step = start
         tty = sys.stderr.isatty()
         # Without a terminal each refresh is a line of a file somewhere: one every ten seconds.
         self._bar = tqdm(
@@ -83,7 +86,8 @@ class RunLog:
             sys.stdout.flush()
 
     def advance(self, **shown: float) -> None:
-        """Move the progress bar by one step; `shown` stands behind it."""
+        """Count a step and move the progress bar; `shown` stands behind it."""
+        self.step += 1
         if shown:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
         self._bar.update()

@@ -1,7 +1,7 @@
 """What both loops do before the first step and after the last one."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from fcmae.config import FinetuneConfig, PretrainConfig
 from fcmae.config_io import save_config, to_dict
 from fcmae.errors import InputError
 from fcmae.training.checkpoints import Start
+from fcmae.training.interrupt import process_lost
 from fcmae.training.logs import RunLog, peak_memory_mb
 
 
@@ -31,6 +32,7 @@ def open_run(
         images: Training images, for the log.
     Raises:
         InputError: the run's folder cannot be written.
+        ProcessLostError: another process ended, or did not answer for `run.timeout`.
     """
     began, run_dir = time.perf_counter(), Path(config.run.dir)
     # Every process has read the checkpoint by now: the first one may begin to write.
@@ -39,6 +41,9 @@ def open_run(
         if fabric.is_global_zero:
             _save_config(config, run_dir / "config.yaml")
         log.say(yaml.safe_dump(to_dict(config), sort_keys=False))
+        for line in _other_batches(start, to_dict(config)):
+            log.write("other_batches", step=start.step, change=line)
+            log.say(line)
         for line in start.refused:
             log.write("refused_checkpoint", step=start.step, reason=line)
             log.say(f"refused: {line}")
@@ -56,12 +61,43 @@ def open_run(
             f"{parameters / 1e6:.2f} M parameters on {fabric.world_size} x {fabric.device}, {images} images, "
             + (f"going on from {start.path}" if start.path is not None else f"starting in {run_dir}")
         )
-        yield log
-        seconds = round(time.perf_counter() - began, 3)
-        log.write(
-            "end", step=config.train.steps, seconds=seconds, peak_memory_mb=peak_memory_mb(fabric.device)
+        try:
+            yield log
+            seconds = round(time.perf_counter() - began, 3)
+            log.write(
+                "end", step=config.train.steps, seconds=seconds, peak_memory_mb=peak_memory_mb(fabric.device)
+            )
+            fabric.barrier()
+        except RuntimeError as error:
+            lost = process_lost(log, error, timeout=config.run.timeout)
+            if lost is None:
+                raise
+            raise lost from error
+
+
+def _other_batches(start: Start, config: Mapping[str, Any]) -> Iterator[str]:
+    """What a resumed run does otherwise than the uninterrupted one, where its batches are others."""
+    if not start.state:
+        return
+    (before, splits_before), (now, splits) = _batches(start.state["config"]), _batches(config)
+    if before != now:
+        yield (
+            f"resumed with {now} images a step, before {before}: the order of images goes on at image "
+            f"{start.step * now} instead of {start.step * before}, and the learning rate follows the batch"
         )
-    fabric.barrier()
+    elif splits_before != splits:
+        yield (
+            f"resumed as {splits} processes x micro-batches x images, before {splits_before}: images and "
+            "masks stay the same, the order of sums and what each process draws (stochastic depth, mixup) do not"
+        )
+
+
+def _batches(config: Mapping[str, Any]) -> tuple[int, str]:
+    """Images of an optimiser step, and how they are split."""
+    train, run = config["train"], config["run"]
+    processes = run["devices"] * run.get("nodes", 1)  # runs had one node only
+    images = train["batch_size"] * train["accumulate"] * processes
+    return images, f"{processes} x {train['accumulate']} x {train['batch_size']}"
 
 
 def _save_config(config: Any, path: Path) -> None:

@@ -9,6 +9,7 @@ from processes import run_processes
 from training_runs import events, last_state
 
 from fcmae.config import MSNConfig, PretrainConfig
+from fcmae.training.pretrain import pretrain
 
 IMAGES = 8  # of a step
 MSN = MSNConfig(
@@ -95,3 +96,21 @@ def assert_close(left: dict[str, Any], right: dict[str, Any]) -> None:
             assert_close(value, right[name])
         else:
             torch.testing.assert_close(value, right[name], rtol=0, atol=1e-6)
+
+
+def test_a_resume_says_what_other_batches_change(pretrain_config):
+    """The same global batch goes on with the same curve; of another, the log has one line."""
+    plain = {"model": {"drop_path": 0.0}, "base_lr": 0.3}
+    whole = pretrain(pretrain_config("whole", **plain))
+    source = str(whole / "checkpoints" / "step_00000004.pt")
+    same = pretrain(pretrain_config("same", resume=source, batch_size=2, accumulate=2, **plain))
+    curve, expected = ([line["loss"] for line in events(run, "train")] for run in (same, whole))
+    assert curve == pytest.approx(expected[4:], abs=1e-5)
+    other = pretrain(pretrain_config("other", resume=source, batch_size=2, **plain))
+    assert events(whole, "other_batches") == []
+    for run, words in (
+        (same, "as 1 x 2 x 2 processes x micro-batches x images, before 1 x 1 x 4: images and masks stay"),
+        (other, "with 2 images a step, before 4: the order of images goes on at image 8 instead of 16"),
+    ):
+        (line,) = events(run, "other_batches")
+        assert words in line["change"]

@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,6 +126,31 @@ def _train(name: str, cls: type[Any], argv: list[str], run: Callable[[Any], None
         ) from None
 
 
+def _evaluate(argv: list[str], *, only: str | None = None) -> None:
+    """Checkpoints come first, then options; `only`: the one protocol of a short name."""
+    from fcmae.config import EvaluateConfig
+    from fcmae.config_io import config_help, load_config
+
+    name = only or "evaluate"
+    if "-h" in argv or "--help" in argv:
+        text = config_help(
+            EvaluateConfig, prog=f"fcmae {name} CKPT [CKPT ...]", description=COMMANDS[name].summary
+        )
+        print(text)
+        return
+    count = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
+    options = argv[count:]
+    if only is not None:
+        if any(word.partition("=")[0] == "--protocols" for word in options):
+            raise InputError(f"protocols: expected none for fcmae {only}. Use fcmae evaluate.")
+        options = [*options, f"--protocols={only}"]
+    config = load_config(EvaluateConfig, options)
+
+    from fcmae.evaluation.evaluate import evaluate
+
+    print(evaluate(config, argv[:count]).text())
+
+
 def _convert(argv: list[str]) -> int | None:
     from fcmae.convert import command
 
@@ -162,6 +188,10 @@ def _bench(argv: list[str]) -> int | None:
 COMMANDS = {
     "pretrain": Command("Pretrain an encoder on images without labels.", _pretrain),
     "finetune": Command("Fine-tune a classifier from pretrained or random weights.", _finetune),
+    "evaluate": Command("Compare frozen encoders by k-NN, linear probe and few labels.", _evaluate),
+    "knn": Command("As evaluate, k nearest neighbours only.", partial(_evaluate, only="knn")),
+    "probe": Command("As evaluate, a linear probe only.", partial(_evaluate, only="probe")),
+    "lowshot": Command("As evaluate, few labelled images only.", partial(_evaluate, only="lowshot")),
     "convert": Command("Turn a pretraining checkpoint into a dense timm model's weights.", _convert),
     "reconstruct": Command("Draw what a pretrained model makes of masked images.", _reconstruct),
     "data": Command("Describe a set of images (fcmae data stats).", _data),

@@ -8,6 +8,7 @@ Lengths of training are counted in optimiser steps, learning rates as `base_lr` 
 from fcmae.config.checks import check_range, require
 from fcmae.config.convmae import ConvMAEConfig
 from fcmae.config.data import DataConfig
+from fcmae.config.evaluate import PROTOCOLS, EvaluateConfig, KnnConfig, LowShotConfig, ProbeConfig
 from fcmae.config.mae import MAEConfig
 from fcmae.config.methods import METHOD_CONFIGS
 from fcmae.config.model import EXECUTIONS, ClassifierConfig, Execution, FCMAEConfig, ModelConfig
@@ -18,17 +19,22 @@ from fcmae.config.train import FinetuneTrainConfig, TrainConfig
 __all__ = [
     "EXECUTIONS",
     "METHOD_CONFIGS",
+    "PROTOCOLS",
     "ClassifierConfig",
     "ConvMAEConfig",
     "DataConfig",
+    "EvaluateConfig",
     "Execution",
     "FCMAEConfig",
     "FinetuneConfig",
     "FinetuneTrainConfig",
+    "KnnConfig",
+    "LowShotConfig",
     "MAEConfig",
     "MSNConfig",
     "ModelConfig",
     "PretrainConfig",
+    "ProbeConfig",
     "RunConfig",
     "TrainConfig",
     "check_range",

@@ -1,0 +1,129 @@
+"""The cache of features: what hits it, what does not, and files that cannot be read."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcmae.config import DataConfig
+from fcmae.convert import Architecture
+from fcmae.errors import InputError
+from fcmae.evaluation.encoders import LoadedEncoder, fingerprint
+from fcmae.evaluation.features import Embedded, embed_split, open_split
+
+NETWORK = Architecture(backbone="convnextv2_atto", depths=(1, 1, 1, 1), dims=(4, 4, 8, 8))
+
+
+@pytest.fixture
+def encoder() -> LoadedEncoder:
+    return _loaded()
+
+
+def _loaded(change: float = 0.0) -> LoadedEncoder:
+    torch.manual_seed(0)
+    made = NETWORK.create_encoder().eval()
+    with torch.no_grad():
+        made.stem.conv.weight[0, 0, 0, 0] += change
+    key = fingerprint(made, NETWORK)
+    return LoadedEncoder(name="tiny", encoder=made, network=NETWORK, fingerprint=key, file="")
+
+
+class Extraction(Exception):
+    pass
+
+
+def _embed(encoder: LoadedEncoder, data: DataConfig, cache: Path, **options) -> Embedded:
+    split = open_split(data, "val")
+    return embed_split(encoder, split, data, cache=cache, batch_size=4, device=torch.device("cpu"), **options)
+
+
+def _hits(encoder: LoadedEncoder, data: DataConfig, cache: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    def fail(*args):
+        raise Extraction
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder.encoder, "embed", fail)
+        try:
+            _embed(encoder, data, cache)
+        except Extraction:
+            return False
+    return True
+
+
+def test_the_second_time_no_image_is_seen(encoder, folder_data, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    assert not _hits(encoder, folder_data, cache, monkeypatch) and not list(cache.glob("*"))
+    first = _embed(encoder, folder_data, cache)
+    assert _hits(encoder, folder_data, cache, monkeypatch)
+    second = _embed(encoder, folder_data, cache)
+    assert torch.equal(first.features, second.features) and torch.equal(first.labels, second.labels)
+    assert first.features.shape == (6, 8) and first.labels.bincount().tolist() == [2, 2, 2]
+
+
+def test_what_changes_features_misses(encoder, folder_data, image_folder, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    _embed(encoder, folder_data, cache)
+    assert not _hits(_loaded(change=1e-3), folder_data, cache, monkeypatch)
+    assert not _hits(encoder, replace(folder_data, image_size=64), cache, monkeypatch)
+    assert not _hits(encoder, replace(folder_data, mean=(0.1, 0.2, 0.3)), cache, monkeypatch)
+    assert not _hits(encoder, replace(folder_data, val_fraction=0.5), cache, monkeypatch)
+    assert _hits(_loaded(), replace(folder_data, workers=1), cache, monkeypatch)
+    split = open_split(folder_data, "val")
+    os.utime(split.dataset.name_of(0), ns=(1, 1))
+    assert not _hits(encoder, folder_data, cache, monkeypatch)
+
+
+def test_heads_count_though_no_weight_shows_them():
+    from fcmae.convert.architecture_vit import ViTArchitecture
+    from fcmae.models import create_backbone
+
+    network = ViTArchitecture(backbone="vit", depth=1, dim=8, num_heads=None, patch_size=8, grid=(4, 4))
+    torch.manual_seed(0)
+    encoders = [
+        create_backbone("vit_tiny_patch8", depths=(1,), dims=(8,), num_heads=heads) for heads in (1, 2)
+    ]
+    encoders[1].load_state_dict(encoders[0].state_dict())
+    assert fingerprint(encoders[0], network) != fingerprint(encoders[1], network)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 40])
+def test_damaged_files_are_told_and_replaced(encoder, folder_data, tmp_path, monkeypatch, kept_bytes: int):
+    cache = tmp_path / "cache"
+    first = _embed(encoder, folder_data, cache)
+    (path,) = cache.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    lines: list[str] = []
+    again = _embed(encoder, folder_data, cache, log=lines.append)
+    assert len(lines) == 1 and lines[0].startswith("cache: ") and lines[0].endswith("Extracting again.")
+    assert torch.equal(first.features, again.features)
+    assert _hits(encoder, folder_data, cache, monkeypatch)
+
+
+def test_failed_extraction_leaves_nothing(encoder, folder_data, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(
+        "fcmae.convert.files.os.replace", lambda *args: (_ for _ in ()).throw(OSError("full"))
+    )
+    with pytest.raises(InputError, match="full"):
+        _embed(encoder, folder_data, cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_unreadable_images_are_left_out_in_the_right_place(encoder, folder_data, tmp_path):
+    whole = _embed(encoder, folder_data, tmp_path / "before")
+    Path(open_split(folder_data, "val").dataset.name_of(1)).write_bytes(b"no image")
+    lines: list[str] = []
+    found = _embed(encoder, folder_data, tmp_path / "after", log=lines.append)
+    assert found.indices.tolist() == [0, 2, 3, 4, 5] and len(lines) == 1 and lines[0].startswith("skipped ")
+    torch.testing.assert_close(found.features, whole.features[found.indices])
+    assert torch.equal(found.labels, whole.labels[found.indices])
+    with pytest.raises(InputError, match=r"data.max_bad_images: expected at most 0 unreadable images, got 1"):
+        _embed(encoder, replace(folder_data, max_bad_images=0), tmp_path / "strict", log=lines.append)
+
+
+def test_broken_features_are_refused(folder_data, tmp_path):
+    broken = _loaded(change=float("nan"))
+    with pytest.raises(InputError, match="features: expected finite ones of tiny, got NaN"):
+        _embed(broken, folder_data, tmp_path)

@@ -194,7 +194,9 @@ COMMANDS = {
     "lowshot": Command("As evaluate, few labelled images only.", partial(_evaluate, only="lowshot")),
     "convert": Command("Turn a pretraining checkpoint into a dense timm model's weights.", _convert),
     "reconstruct": Command("Draw what a pretrained model makes of masked images.", _reconstruct),
-    "data": Command("Describe a set of images (fcmae data stats).", _data),
+    "data": Command(
+        "Describe a set of images (fcmae data stats), or pack it into shards (fcmae data shard).", _data
+    ),
     "bench": Command(
         "Measure a pretraining step (fcmae bench step) or each operation (fcmae bench ops).", _bench
     ),

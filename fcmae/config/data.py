@@ -10,13 +10,14 @@ from fcmae.config.checks import check_range, require
 class DataConfig:
     """Images: where they are and how they become tensors."""
 
-    source: Literal["folder", "arrays", "digits"] = "folder"
-    """`folder`: image files below `root`, nested or flat. `arrays`: all images in one `.npy` file.
-    `digits`: scikit-learn's scanned digits."""
+    source: Literal["folder", "shards", "arrays", "digits"] = "folder"
+    """`folder`: image files below `root`, nested or flat. `shards`: WebDataset tar files. `arrays`: all
+    images in one `.npy` file. `digits`: scikit-learn's scanned digits."""
     root: str | None = None
-    """Folder of training images; for fine-tuning, one subfolder a class. Of arrays: a `.npy` file
-    [N, C, H, W], [N, H, W, C] or [N, H, W] of uint8, uint16, int16 or float; read through a memory map, so
-    it may exceed the memory."""
+    """Folder of training images; for fine-tuning, one subfolder a class. Of shards: the folder that
+    `fcmae data shard` wrote, one of other tar files, or a pattern, `train-{000..146}.tar`. Of arrays: a
+    `.npy` file [N, C, H, W], [N, H, W, C] or [N, H, W] of uint8, uint16, int16 or float; read through a
+    memory map, so it may exceed the memory."""
     channel_axis: Literal["auto", "first", "last"] = "auto"
     """Of arrays, where the channels are. `auto`: the axis of length `in_chans`, else the shorter one."""
     labels: str | None = None

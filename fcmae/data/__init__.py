@@ -5,6 +5,7 @@ from fcmae.data.dataset import ImageDataset
 from fcmae.data.decode import IMAGE_EXTENSIONS, UnreadableImageError, decode_image
 from fcmae.data.loader import Batch, evaluation_batches, training_batches
 from fcmae.data.scans import write_scans
+from fcmae.data.shards import ShardDataset
 from fcmae.data.sources import DigitsDataset, FolderDataset, open_dataset
 from fcmae.data.transforms import (
     Transform,
@@ -23,6 +24,7 @@ __all__ = [
     "DigitsDataset",
     "FolderDataset",
     "ImageDataset",
+    "ShardDataset",
     "Transform",
     "UnreadableImageError",
     "ViewTransform",

@@ -10,7 +10,8 @@ from pathlib import Path
 from fcmae.arguments import OptionParser
 from fcmae.config import DataConfig, require
 from fcmae.data.dataset import ImageDataset
-from fcmae.data.folders import find_images
+from fcmae.data.folders import find_images, label_by_folder
+from fcmae.data.shards import ShardDataset, find_shards, read_index
 from fcmae.data.sources import FolderDataset, open_dataset
 from fcmae.data.stats import Kind, Stats, kinds, measure, save_picture
 from fcmae.errors import InputError
@@ -28,18 +29,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = argv or [""]
     if name == "stats":
         return _stats(rest)
+    if name == "shard":
+        return _shard(rest)
     if name in ("-h", "--help"):
-        print("usage: fcmae data stats ...\n\nfcmae data stats --help describes its options.")
+        print("usage: fcmae data {stats,shard} ...\n\nfcmae data stats --help describes the options of one.")
         return 0
-    raise InputError(f"data: expected stats, got {name or 'none'}. Write fcmae data stats DIR.")
+    raise InputError(
+        f"data: expected stats or shard, got {name or 'none'}. Write fcmae data stats DIR, or "
+        "fcmae data shard DIR OUT."
+    )
 
 
 def _stats_parser() -> argparse.ArgumentParser:
     parser = OptionParser(
         "fcmae data stats", "Mean and deviation of each channel, sizes, formats and unreadable files."
     )
-    parser.add_argument("root", metavar="DIR", help="as data.root: a folder of images, or a .npy file")
-    parser.add_argument("--source", choices=("folder", "arrays"), default="folder", help="as data.source")
+    parser.add_argument(
+        "root", metavar="DIR", help="as data.root: a folder of images or of shards, or a .npy file"
+    )
+    parser.add_argument(
+        "--source", choices=("folder", "shards", "arrays"), default="folder", help="as data.source"
+    )
     parser.add_argument(
         "--in-chans",
         type=int,
@@ -81,8 +91,12 @@ def _stats(argv: Sequence[str]) -> int:
 
 
 def _open(arguments: argparse.Namespace) -> tuple[ImageDataset, Counter[Kind]]:
-    if arguments.source != "folder":
-        config = DataConfig(source=arguments.source, root=arguments.root, in_chans=arguments.in_chans or 3)
+    if arguments.source == "shards":
+        shards = find_shards(os.path.expanduser(arguments.root), field="data.root")
+        # Not by open_dataset, which decodes a JPEG no larger than a training needs it.
+        return ShardDataset(shards, read_index(shards), in_chans=arguments.in_chans or 3), Counter()
+    if arguments.source == "arrays":
+        config = DataConfig(source="arrays", root=arguments.root, in_chans=arguments.in_chans or 3)
         return open_dataset(config, split="all", labelled=False), Counter()
     paths = find_images(os.path.expanduser(arguments.root), field="data.root")
     found = kinds(paths[index] for index in _sampled(len(paths), arguments.sample))
@@ -128,3 +142,58 @@ def _write(path: Path, text: str) -> None:
         raise InputError(
             f"--json: expected to write {path}, got: {error.strerror}. Choose another."
         ) from error
+
+
+def _shard_parser() -> argparse.ArgumentParser:
+    parser = OptionParser(
+        "fcmae data shard", "Pack a folder of images into WebDataset shards, for data.source=shards."
+    )
+    parser.add_argument("root", metavar="DIR", help="a folder of images; its subfolders become classes")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new or empty folder")
+    parser.add_argument("--short-side", type=int, metavar="N", help="reduce the shorter side to N pixels")
+    parser.add_argument("--format", choices=("jpg", "png", "webp"), default="jpg", help="default: jpg")
+    parser.add_argument("--quality", type=int, default=90, metavar="Q", help="of jpg and webp (default: 90)")
+    parser.add_argument("--shard-size", type=float, default=500, metavar="MB", help="default: 500")
+    parser.add_argument("--workers", type=int, default=0, metavar="W", help="processes (default: 0)")
+    return parser
+
+
+def _shard(argv: Sequence[str]) -> int:
+    # Here, as webdataset and tqdm are needed by nothing else of this package.
+    from tqdm import tqdm
+
+    from fcmae.data.shard_writer import MANIFEST, Encoding, write_shards
+
+    arguments = _shard_parser().parse_args(argv)
+    side = arguments.short_side
+    require(side is None or side >= 1, f"--short-side: expected at least 1, got {side}.")
+    require(1 <= arguments.quality <= 100, f"--quality: expected 1 to 100, got {arguments.quality}.")
+    require(arguments.shard_size > 0, f"--shard-size: expected more than 0, got {arguments.shard_size:g}.")
+    require(arguments.workers >= 0, f"--workers: expected 0 or more, got {arguments.workers}.")
+    root = os.path.expanduser(arguments.root)
+    paths = find_images(root, field="DIR")
+    prefix = len(os.path.join(root, ""))
+    classes, labels = (), None
+    if all(os.sep in path[prefix:] for path in paths):
+        classes, labels = label_by_folder(root, paths, field="DIR")
+    manifest = write_shards(
+        paths,
+        arguments.out,
+        encoding=Encoding(short_side=side, format=arguments.format, quality=arguments.quality),
+        shard_bytes=round(arguments.shard_size * 1e6),
+        labels=labels,
+        classes=classes,
+        workers=arguments.workers,
+        progress=lambda images: tqdm(images, total=len(paths), unit="image", disable=None),
+    )
+    total = sum(shard["bytes"] for shard in manifest["shards"])
+    print(
+        f"{manifest['samples']} images in {len(manifest['shards'])} shards, {total / 1e6:.1f} MB, "
+        f"{f'{len(classes)} classes' if labels is not None else 'no classes'}, "
+        f"{len(manifest['bad'])} unreadable: {arguments.out}"
+    )
+    for line in manifest["bad"][:SHOWN_BAD]:
+        print(f"left out: {line}")
+    if len(manifest["bad"]) > SHOWN_BAD:
+        print(f"left out: {len(manifest['bad']) - SHOWN_BAD} more; {arguments.out / MANIFEST} names all")
+    return 0

@@ -29,7 +29,7 @@ IMAGE_EXTENSIONS = (
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, the weights of PIL's mode "L"
 _GREY_MODES = ("1", "L", "LA", "La")
-_RAW_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+RAW_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Modes of one channel that PIL's convert would clip to 8 bits."""
 
 
@@ -88,7 +88,10 @@ def decode_image(
             pixels = _read_picture(file, in_chans, min_side)
     # PIL meets a damaged file with almost any exception: OSError, SyntaxError, struct.error, IndexError ...
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        message = str(error)
+        if content is not None:  # PIL would name their place in memory, another in each process
+            message = message.replace(f" {file!r}", "")
+        reason = " ".join(message.split()) or type(error).__name__
         raise UnreadableImageError(name, reason) from error
     return with_channels(pixels, in_chans, name)
 
@@ -114,15 +117,19 @@ def _read_picture(file: str | IO[bytes], in_chans: int, min_side: int | None) ->
             if factor >= 2:
                 image.draft(None, (math.ceil(image.width / factor), math.ceil(image.height / factor)))
         upright = ImageOps.exif_transpose(image)
-        if upright.mode in _RAW_MODES:
+        if upright.mode in RAW_MODES:
             return unit_pixels(_raw_values(upright))
-        alpha = upright.has_transparency_data
-        mode = ("L" if upright.mode in _GREY_MODES else "RGB") + ("A" if alpha else "")
+        mode = plain_mode(upright)
         pixels = unit_pixels(np.asarray(upright.convert(mode)))
-    if alpha and len(pixels) != in_chans:
+    if mode.endswith("A") and len(pixels) != in_chans:
         colour, opacity = pixels[:-1], pixels[-1:]
         pixels = colour * opacity + (1 - opacity)  # on white
     return pixels
+
+
+def plain_mode(image: Image.Image) -> str:
+    """L, LA, RGB or RGBA: what an 8-bit image is converted to without loss of a channel."""
+    return ("L" if image.mode in _GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
 
 
 def _is_stack(image: Image.Image, in_chans: int) -> bool:
@@ -131,7 +138,7 @@ def _is_stack(image: Image.Image, in_chans: int) -> bool:
         image.format == "TIFF"
         and in_chans > 1
         and getattr(image, "n_frames", 1) == in_chans
-        and image.mode in ("L", *_RAW_MODES)
+        and image.mode in ("L", *RAW_MODES)
     )
 
 

@@ -14,6 +14,7 @@ from fcmae.data.arrays import open_arrays
 from fcmae.data.dataset import ImageDataset
 from fcmae.data.decode import decode_image
 from fcmae.data.folders import find_images, label_by_folder
+from fcmae.data.shards import ShardDataset, find_shards, read_index
 from fcmae.data.splits import hold_out, limit_labels
 from fcmae.data.transforms import EVALUATION_ENLARGEMENT
 from fcmae.errors import InputError
@@ -96,9 +97,8 @@ def open_dataset(config: DataConfig, *, split: Split, labelled: bool) -> ImageDa
     if split == "all":
         return dataset
     if split == "val" and val_root is not None:
-        return _open_folder(
-            val_root, config, field="data.val_root", labelled=labelled, classes=dataset.classes
-        )
+        open_ = _open_shards if config.source == "shards" else _open_folder
+        return open_(val_root, config, field="data.val_root", labelled=labelled, classes=dataset.classes)
 
     val_fraction = config.val_fraction if val_root is None else 0.0
     train, val = hold_out(dataset.labels or [0] * len(dataset), val_fraction=val_fraction)
@@ -120,6 +120,8 @@ def _open_root(config: DataConfig, labelled: bool) -> ImageDataset:
     assert config.root is not None  # checked by DataConfig
     if config.source == "arrays":
         return open_arrays(config, labelled=labelled)
+    if config.source == "shards":
+        return _open_shards(config.root, config, field="data.root", labelled=labelled)
     return _open_folder(config.root, config, field="data.root", labelled=labelled)
 
 
@@ -137,6 +139,30 @@ def _open_folder(
         min_side=_smallest_useful_side(config),
         labels=labels,
         classes=classes,
+    )
+
+
+def _open_shards(
+    root: str, config: DataConfig, *, field: str, labelled: bool, classes: tuple[str, ...] | None = None
+) -> ShardDataset:
+    shards = find_shards(os.path.expanduser(root), field=field)
+    index = read_index(shards)
+    own = None
+    if labelled:
+        readable = index.label[index.size >= 0]
+        if len(readable) == 0 or readable.min() < 0:
+            raise InputError(
+                f"{field}: expected a class (.cls) with every image, got {int((readable < 0).sum())} of "
+                f"{len(readable)} without. Shard a folder of class folders."
+            )
+        own = shards.classes or tuple(str(number) for number in range(int(readable.max()) + 1))
+        if classes is not None and own != classes:
+            raise InputError(
+                f"{field}: expected the {len(classes)} classes of data.root, got {len(own)} that are not the "
+                "same. Shard both from folders with the same class folders."
+            )
+    return ShardDataset(
+        shards, index, in_chans=config.in_chans, min_side=_smallest_useful_side(config), classes=own
     )
 
 

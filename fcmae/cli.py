@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `fcmae COMMAND ...` and return its exit code.
 
     A user's mistake (InputError) and a backend that cannot run end in one message on stderr and exit code 2,
-    Ctrl-C in exit code 130, a run that SIGTERM or SIGUSR1 stopped or that lost a process in EXIT_STOPPED. Any
-    other exception is a bug and keeps its traceback.
+    Ctrl-C in exit code 130, a run that SIGTERM, SIGUSR1 or SIGUSR2 stopped or that lost a process in
+    EXIT_STOPPED. Any other exception is a bug and keeps its traceback.
 
     Args:
         argv: The arguments after `fcmae`; None: the process's.

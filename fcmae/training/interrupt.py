@@ -13,7 +13,7 @@ from fcmae.training.logs import RunLog
 
 
 class StopRequests:
-    """Notes SIGINT, SIGTERM and SIGUSR1 while it is entered; the loop looks between two steps.
+    """Notes SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 while it is entered; the loop looks between two steps.
 
     A second SIGINT interrupts at once, as it would without this. Outside the main thread, where Python lets
     nobody listen, nothing is noted.
@@ -22,7 +22,7 @@ class StopRequests:
         received: The first signal's name, or None.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: str | None = None

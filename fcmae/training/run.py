@@ -88,7 +88,8 @@ def _other_batches(start: Start, config: Mapping[str, Any]) -> Iterator[str]:
     elif splits_before != splits:
         yield (
             f"resumed as {splits} processes x micro-batches x images, before {splits_before}: images and "
-            "masks stay the same, the order of sums and what each process draws (stochastic depth, mixup) do not"
+            "masks stay the same, the order of sums and what each process draws (stochastic depth, mixup) "
+            "do not"
         )
 
 

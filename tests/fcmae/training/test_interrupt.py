@@ -34,7 +34,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, step: int
     monkeypatch.setattr(torch.optim.AdamW, "step", signalling)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", StopRequests.SIGNALS)
 def test_pretraining_saves_stops_and_goes_on(pretrain_config, monkeypatch, number: signal.Signals):
     whole = last_state(pretrain(pretrain_config("whole")))
     config = pretrain_config("stopped", checkpoint_every=100)

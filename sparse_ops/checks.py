@@ -1,6 +1,8 @@
 """Checks of a caller's arguments, all with one message format."""
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -42,3 +44,12 @@ def require_float(op: str, argument: str, tensor: Tensor) -> None:
         f"of dtype {', '.join(FLOAT_DTYPES)}",
         dtype_name(tensor),
     )
+
+
+def require_no_tangents(op: str, *tensors: Tensor | None) -> None:
+    """Require inputs without forward-mode derivatives: custom ops have none, and PyTorch would pass zeros."""
+    if torch.compiler.is_compiling():
+        return
+    plain = all(tensor is None or forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors)
+    hint = "Take derivatives in reverse mode, or name backend 'reference' where there is one."
+    require(plain, op, "inputs", "without forward-mode tangents", "some with them", hint)

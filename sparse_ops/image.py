@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparse_ops.checks import require
+from sparse_ops.checks import require, require_no_tangents
 from sparse_ops.sites import ActiveSites
 
 
@@ -37,6 +37,7 @@ _gather_rows.register_autograd(_gather_backward, setup_context=_gather_setup)
 
 def gather_rows(table: Tensor, index: Tensor) -> Tensor:
     """`table[index]` for an index without repetition: [M, C], int64 [N] -> [N, C]."""
+    require_no_tangents("gather_rows", table)
     return _gather_rows(table, index)
 
 

@@ -280,7 +280,8 @@ def test_a_captured_step_waits_for_nothing_and_replays(groups: int) -> None:
         sites = ActiveSites.from_visible_ids(ids, grid=(7, 7), tile=4)
         features, *parameters = inputs
         out = subm_conv2d(SparseImage(features, sites), *parameters, groups=groups, backend="triton").features
-        return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
+        # Detached: nodes of a step outside the graph, kept alive, would draw its stream into the capture.
+        return [out.detach(), *torch.autograd.grad(out, inputs, torch.ones_like(out))]
 
     expected = step()  # compiles the kernels
     torch.cuda.set_sync_debug_mode("error")

@@ -230,7 +230,8 @@ def test_a_captured_step_waits_for_nothing_and_replays() -> None:
     def step() -> list[Tensor]:
         sites = ActiveSites.from_visible_ids(ids, grid=(7, 7), tile=2)
         out = mlp_of(sites)(*inputs)
-        return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out))]
+        # Detached: nodes of a step outside the graph, kept alive, would draw its stream into the capture.
+        return [out.detach(), *torch.autograd.grad(out, inputs, torch.ones_like(out))]
 
     expected = step()  # compiles the kernels
     torch.cuda.set_sync_debug_mode("error")

@@ -23,7 +23,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Small blocks: several splits, several blocks of channels, and a last one of each that is not full.
-SMALL = passes.Launch(2, 16, 4)
+SMALL = passes.Launch(2, 16, 1)
 LAUNCHES = (SMALL, *passes.LAUNCHES)
 OFFSETS = (0, 37, 37, 60)
 CHANNELS = 37

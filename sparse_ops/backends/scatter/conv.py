@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_ops.checks import require_no_tangents
 from sparse_ops.sites import ActiveSites
 
 SMALLEST_TILE = 4
@@ -30,6 +31,7 @@ def subm_conv2d(
     features: Tensor, weight: Tensor, bias: Tensor | None, sites: ActiveSites, groups: int
 ) -> Tensor:
     """See `sparse_ops.functional.subm_conv2d`; arguments are checked there."""
+    require_no_tangents("subm_conv2d", features, weight, bias)
     if sites.tile >= SMALLEST_TILE:
         halo = sites.halo_rows(weight.shape[-1] // 2)
         return _tile_conv(features, weight, bias, halo, sites.order, groups)

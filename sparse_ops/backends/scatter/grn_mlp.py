@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_ops.checks import require_no_tangents
 from sparse_ops.linear import linear, linear_dgrad, linear_wgrad
 from sparse_ops.rows import global_response_norm
 from sparse_ops.sites import ActiveSites
@@ -30,6 +31,7 @@ def grn_mlp(
     if features.device.type != "cpu" or scope != "image" or not rows:
         hidden = F.gelu(linear(features, *fc1))
         return linear(global_response_norm(hidden, *grn, sites, eps, scope), *fc2)
+    require_no_tangents("grn_mlp", features, *fc1, *grn, *fc2)
     image_bytes = rows * fc1[0].shape[0] * features.element_size()
     chunks = features.split(rows * max(1, CHUNK_BYTES // image_bytes))
     outs = [_grn_mlp(chunk, *fc1, *grn, *fc2, rows, eps)[0] for chunk in chunks]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sparse_ops.backends.triton_gpu.gather import gather_conv
+from sparse_ops.checks import require_no_tangents
 from sparse_ops.sites import ActiveSites
 
 LARGEST_CELL = 4
@@ -17,6 +18,7 @@ def subm_conv2d(
     features: Tensor, weight: Tensor, bias: Tensor | None, sites: ActiveSites, groups: int
 ) -> Tensor:
     """See `sparse_ops.functional.subm_conv2d`; arguments are checked there."""
+    require_no_tangents("subm_conv2d", features, weight, bias)
     if groups == 1:
         return gather_conv(features, weight, bias, sites.site_of_row, sites.row_of_site)
     # The largest power of two that divides the tile, up to LARGEST_CELL.

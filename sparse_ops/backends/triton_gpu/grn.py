@@ -16,6 +16,7 @@ Alone, GRN is the same passes without GELU: 1 + 2 forward, 2 + 3 backward.
 import torch
 from torch import Tensor
 
+from sparse_ops.checks import require_no_tangents
 from sparse_ops.linear import linear, linear_dgrad, linear_wgrad
 from sparse_ops.sites import ActiveSites
 
@@ -24,6 +25,7 @@ def global_response_norm(
     features: Tensor, gamma: Tensor, beta: Tensor, sites: ActiveSites, eps: float, scope: str
 ) -> Tensor:
     """See `sparse_ops.functional.global_response_norm`; arguments are checked there."""
+    require_no_tangents("global_response_norm", features, gamma, beta)
     return _grn(features, gamma, beta, _offsets(sites, scope), eps)[0]
 
 
@@ -37,6 +39,7 @@ def grn_mlp(
     scope: str,
 ) -> Tensor:
     """See `sparse_ops.functional.grn_mlp`; arguments are checked there."""
+    require_no_tangents("grn_mlp", features, *fc1, *grn, *fc2)
     return _grn_mlp(features, *fc1, *grn, *fc2, _offsets(sites, scope), eps)[0]
 
 

@@ -16,7 +16,10 @@ from sparse_ops.backends.triton_gpu import grn_kernels
 
 @dataclass(frozen=True)
 class Launch:
-    """Rows and channels of the block that a program holds at a time, and its warps."""
+    """Rows and channels of the block that a program holds at a time, and its warps.
+
+    An element for each thread at least: threads that share one would race where a pass overwrites its input.
+    """
 
     rows: int
     channels: int

@@ -270,6 +270,7 @@ def test_real_sizes_in_bfloat16(channels: int, tile: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("groups", [1, 64])
 def test_a_captured_step_waits_for_nothing_and_replays(groups: int) -> None:
     ids = torch.rand(8, 49, device=DEVICE).argsort(1)[:, :19].sort(1).values

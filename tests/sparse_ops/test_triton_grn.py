@@ -223,6 +223,7 @@ def test_real_sizes_in_bfloat16(stage: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_captured_step_waits_for_nothing_and_replays() -> None:
     ids = torch.rand(8, 49, device=DEVICE).argsort(1)[:, :19].sort(1).values
     inputs = [t.requires_grad_() for t in draw(*mlp_shapes(8 * 19 * 4, 64, 256), dtype=torch.bfloat16)]

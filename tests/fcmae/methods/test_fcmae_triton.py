@@ -81,6 +81,7 @@ def test_forward_waits_for_no_device() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_captured_step_replays(batch) -> None:
     method = small_method("triton")
     expected = step(method, *batch)  # compiles the kernels

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -19,6 +20,9 @@ from fcmae.errors import InputError
 
 # Events that the steps after a resumed one will produce again.
 _REPEATED = ("train", "eval", "bad_image", "collapse")
+
+# Of Linux. getrusage would also count the process that started this one, up to the moment of its start.
+_STATUS = Path("/proc/self/status")
 
 
 class RunLog:
@@ -163,5 +167,9 @@ def peak_memory_mb(device: torch.device) -> float:
     """Largest memory so far in MiB: allocated on a CUDA device, otherwise resident in this process."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    if _STATUS.exists():
+        peak = re.search(r"^VmHWM:\s*(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+        if peak is not None:
+            return round(int(peak[1]) / 1024, 1)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)

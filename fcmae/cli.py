@@ -185,6 +185,12 @@ def _bench(argv: list[str]) -> int | None:
     raise InputError(f"bench: expected step or ops, got {got}. Write fcmae bench step, or fcmae bench ops.")
 
 
+def _ablate(argv: list[str]) -> int | None:
+    from fcmae.ablation import command
+
+    return command.main(argv)
+
+
 COMMANDS = {
     "pretrain": Command("Pretrain an encoder on images without labels.", _pretrain),
     "finetune": Command("Fine-tune a classifier from pretrained or random weights.", _finetune),
@@ -197,6 +203,7 @@ COMMANDS = {
     "data": Command(
         "Describe a set of images (fcmae data stats), or pack it into shards (fcmae data shard).", _data
     ),
+    "ablate": Command("Run the arms and seeds of an ablation and write one table.", _ablate),
     "bench": Command(
         "Measure a pretraining step (fcmae bench step) or each operation (fcmae bench ops).", _bench
     ),

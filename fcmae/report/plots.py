@@ -64,6 +64,35 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> Figure:
     return figure
 
 
+# Behind the page's own two; told apart on light and on dark paper.
+_FURTHER = ("#2a9d5c", "#9467bd", "#c44e8a", "#7f8c1f", "#5d8fd6", "#8c6d5a")
+
+
+def loss_curves(curves: Sequence[tuple[str, Sequence[int], Sequence[float]]]) -> Figure:
+    """One line an arm: (name, steps, losses), each loss the mean of its neighbours and itself.
+
+    Later lines are thinner, so that one which lies on another leaves it in sight.
+    """
+    colours = (FIRST, SECOND, *_FURTHER)
+    with _plot(3.1) as (figure, axes):
+        for index, (name, steps, losses) in enumerate(curves):
+            reach = len(losses) // 80
+            means = [mean(losses[max(0, at - reach) : at + reach + 1]) for at in range(len(losses))]
+            axes.plot(
+                steps,
+                means,
+                color=colours[index % len(colours)],
+                linestyle=("-", "--", ":")[index // len(colours) % 3],
+                linewidth=max(1.1, 3.4 - 0.9 * index),
+                label=name,
+            )
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel("loss, mean of the seeds")
+        axes.set_xlim(left=0)
+        axes.legend(frameon=False, fontsize=8.0)
+    return figure
+
+
 def paired_accuracies(first: Arm, second: Arm) -> Figure:
     """Accuracy of each seed in both arms, the same seed joined by a line, with the mean of each arm."""
     with _plot(2.9) as (figure, axes):

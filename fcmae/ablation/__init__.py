@@ -1,0 +1,1 @@
+"""Ablations: the same training with single differences, over several seeds, in one table."""

@@ -74,7 +74,9 @@ class ClassifierConfig:
     head_init_scale: float = 0.001
     """Factor on the head's initial weights (the paper: 0.001; 1.0 suits training from scratch)."""
     num_heads: int | None = None
-    """Attention heads of a ConvMAE; None: the preset's. Weights of own sizes do not tell theirs."""
+    """Attention heads of a ConvMAE or ViT; None: the preset's. Weights of own sizes do not tell theirs."""
+    global_pool: Literal["avg", "token"] | None = None
+    """What a ViT's head reads: `avg`, the patches' mean (MAE), or `token`, the class token; None: avg."""
 
     def __post_init__(self) -> None:
         check_range("model.drop_path", self.drop_path, 0.0, 1.0)

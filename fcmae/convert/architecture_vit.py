@@ -1,7 +1,7 @@
 """Which ViT a checkpoint holds, from its config or from the shapes of its weights."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -148,10 +148,7 @@ def from_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ViT
     """
     model, data = config["model"], config["data"]
     preset = _PRESETS[model["backbone"]]
-    size = data["image_size"]
     patch_size = model.get("stem_stride") or preset.stem_stride
-    own = patch_grid((size, size) if isinstance(size, int) else tuple(size), patch_size)
-    tokens = weight_of(weights, "encoder.pos_embed", 3).shape[1] - 1
     return ViTArchitecture(
         backbone=model["backbone"],
         in_chans=data["in_chans"],
@@ -159,18 +156,23 @@ def from_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ViT
         dim=(model.get("dims") or preset.dims)[0],
         num_heads=model.get("num_heads") or preset.num_heads,
         patch_size=patch_size,
-        grid=own if own[0] * own[1] == tokens else square_grid(tokens),
+        grid=_grid(weights, data["image_size"], patch_size),
     )
 
 
-def from_shapes(weights: Mapping[str, Tensor]) -> ViTArchitecture:
+def from_shapes(
+    weights: Mapping[str, Tensor], image_size: int | Sequence[int] | None = None
+) -> ViTArchitecture:
     """The architecture that weights under our names have.
 
+    Args:
+        weights: All of the encoder's.
+        image_size: Of the images that the network was trained on, where it is known.
     Raises:
-        InputError: a weight that tells a size is missing, or the position embeddings are of no square grid.
+        InputError: a weight that tells a size is missing, or the position embeddings are neither of these
+            images nor of a square grid.
     """
     stem = weight_of(weights, "encoder.patch_embed.proj.weight", 4)
-    tokens = weight_of(weights, "encoder.pos_embed", 3).shape[1] - 1
     hidden = weight_of(weights, "encoder.blocks.0.mlp.fc1.weight", 2).shape[0]
     depth = len({found[1] for key in weights if (found := _BLOCK.fullmatch(key))})
     dim, patch_size = stem.shape[0], stem.shape[3]
@@ -187,10 +189,23 @@ def from_shapes(weights: Mapping[str, Tensor]) -> ViTArchitecture:
         dim=dim,
         num_heads=next((preset.num_heads for preset in sizes.values()), None),
         patch_size=patch_size,
-        grid=square_grid(tokens),
+        grid=_grid(weights, image_size, patch_size),
         mlp_ratio=hidden // dim,
         pools_patches="head.norm.weight" in weights,
     )
+
+
+def _grid(
+    weights: Mapping[str, Tensor], image_size: int | Sequence[int] | None, patch_size: int
+) -> tuple[int, int]:
+    """Patches that the position embeddings are made for: those of the images, or of a square."""
+    tokens = weight_of(weights, "encoder.pos_embed", 3).shape[1] - 1
+    if image_size is not None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        grid = patch_grid((height, width), patch_size)
+        if grid[0] * grid[1] == tokens:
+            return grid
+    return square_grid(tokens)
 
 
 def square_grid(patches: int) -> tuple[int, int]:

@@ -146,7 +146,7 @@ def _check_out(out: Path, checkpoint: Path, *, force: bool) -> None:
 
 def _notes(source: Source) -> list[str]:
     notes = [source.format.note] if source.format.note else []
-    if source.config is not None and source.config["model"].get("grn_scope") == "batch":
+    if source.config.get("model", {}).get("grn_scope") == "batch":
         notes.append("pretrained with grn_scope=batch; the dense model normalises each image by itself")
     return notes
 

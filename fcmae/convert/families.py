@@ -31,8 +31,8 @@ class Family:
     formats: Mapping[str, Format]
     from_config: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Network]
     """Of a pretraining checkpoint's config and its weights under our names."""
-    from_shapes: Callable[[Mapping[str, Tensor]], Network]
-    """Of weights under our names."""
+    from_shapes: Callable[[Mapping[str, Tensor], Any], Network]
+    """Of weights under our names, and the `image_size` of the config that they come with, or None."""
     compare: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Format, Any], list[StageDifference]]
     """(source's weights under our names, converted ones, their format, architecture) -> how far the outputs
     are apart."""
@@ -48,7 +48,7 @@ CONVNEXTV2 = Family(
     name="ConvNeXt V2",
     formats=CONVNEXTV2_FORMATS,
     from_config=architecture.from_config,
-    from_shapes=architecture.from_shapes,
+    from_shapes=lambda weights, image_size: architecture.from_shapes(weights),
     compare=verify_convnextv2.compare_outputs,
     dense_model=verify_convnextv2.dense_model,
     dynamic=(0, 2, 3),
@@ -77,7 +77,7 @@ CONVMAE = Family(
     name="ConvMAE",
     formats=CONVMAE_FORMATS,
     from_config=architecture_convmae.from_config,
-    from_shapes=architecture_convmae.from_shapes,
+    from_shapes=lambda weights, image_size: architecture_convmae.from_shapes(weights),
     compare=verify_transformers.compare_convmae,
     dense_model=None,
     dynamic=(0,),

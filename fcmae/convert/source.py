@@ -24,18 +24,24 @@ class Source:
     format: Format
     path: Path | None = None
     """The file that was read; None for a state dict in memory."""
-    config: Mapping[str, Any] | None = None
-    """The config of a pretraining checkpoint of ours."""
-    drop_path: float = 0.0
-    """Stochastic depth that the network was trained with, where the file says so."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The config of a checkpoint of ours, of pretraining or fine-tuning; empty for all others."""
+    is_pretraining: bool = False
+    """Whether it is a pretraining checkpoint of ours."""
     refused: list[str] = field(default_factory=list)
     """One line for each damaged newer checkpoint of the run."""
 
     def architecture(self) -> Network:
         """What the checkpoint's config declares, or what the shapes show where there is no config."""
-        if self.config is not None:
+        if self.is_pretraining:
             return self.family.from_config(self.config, self.ours())
-        return self.family.from_shapes(self.ours())
+        # A fine-tuning config names no depths or dims: its classifier's shapes say more.
+        return self.family.from_shapes(self.ours(), self.config.get("data", {}).get("image_size"))
+
+    @property
+    def drop_path(self) -> float:
+        """Stochastic depth that the network was trained with, where the file says so."""
+        return self.config.get("model", {}).get("drop_path", 0.0)
 
     def ours(self) -> dict[str, Tensor]:
         """The weights under our names and in our layouts, those that have one; nothing is copied if possible.
@@ -50,12 +56,12 @@ class Source:
             if name is not None
         }
 
-    def without_head(self) -> dict[str, Tensor]:
-        """The weights as they are, without a classifier's head."""
+    def without(self, *parts: str) -> dict[str, Tensor]:
+        """The weights as they are, without those whose names in ours begin with one of `parts`."""
         return {
             key: tensor
             for key, tensor in self.weights.items()
-            if not (self.format.to_ours(key) or "").startswith("head.")
+            if not (self.format.to_ours(key) or "").startswith(parts)
         }
 
 
@@ -85,16 +91,14 @@ def open_source(weights: str | Path | Mapping[str, Any], *, source: str = "auto"
         content = read_checkpoint(path, mmap=True)
     state_dict = _state_dict(content)
     family, form = find_format(state_dict, source)
-    # A fine-tuning config names no depths or dims: its classifier's shapes say more.
-    is_pretraining = content.get("format") == "fcmae-1" and content.get("kind") == "pretrain"
-    config = content.get("config") if content.get("format") == "fcmae-1" else None
+    is_ours = content.get("format") == "fcmae-1"
     return Source(
         weights=form.join(state_dict),
         family=family,
         format=form,
         path=path,
-        config=content.get("config", {}) if is_pretraining else None,
-        drop_path=config.get("model", {}).get("drop_path", 0.0) if isinstance(config, Mapping) else 0.0,
+        config=content.get("config", {}) if is_ours else {},
+        is_pretraining=is_ours and content.get("kind") == "pretrain",
         refused=refused,
     )
 

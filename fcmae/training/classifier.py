@@ -1,31 +1,53 @@
 """The dense classifier that is fine-tuned, with pretrained weights where there are some."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fcmae.config import ClassifierConfig
-from fcmae.convert import Architecture, load_weights, open_source
+from fcmae.convert import Architecture, Source, load_weights, open_source
+from fcmae.convert.architecture_convmae import ConvMAEArchitecture
+from fcmae.convert.architecture_vit import ViTArchitecture
+from fcmae.convert.network import Network
 from fcmae.errors import InputError
-from fcmae.models import ConvMAEPreset, find_preset
-from fcmae.training.classifier_convmae import build_convmae_classifier
+from fcmae.masking import patch_grid
+from fcmae.models import PRESETS, ConvMAEPreset, ConvNeXtV2Preset, ViTPreset, find_preset
+from fcmae.models.convmae_classifier import ConvMAEClassifier
+from fcmae.models.position import fit_positions, positions_at
+from fcmae.models.presets import Preset
+
+_ARCHITECTURES: dict[type[Preset], type[Network]] = {
+    ConvNeXtV2Preset: Architecture,
+    ViTPreset: ViTArchitecture,
+    ConvMAEPreset: ConvMAEArchitecture,
+}
 
 
 def build_classifier(
-    model: ClassifierConfig, weights: str | Mapping[str, Tensor] | None, *, num_classes: int, in_chans: int
+    model: ClassifierConfig,
+    weights: str | Mapping[str, Any] | None,
+    *,
+    num_classes: int,
+    in_chans: int,
+    image_size: tuple[int, int] = (224, 224),
 ) -> tuple[nn.Module, tuple[int, ...]]:
-    """timm's `convnextv2_*` or our `convmae_*` with a new head, and the number of blocks of each stage.
+    """timm's `convnextv2_*` or `vit_*`, or our `convmae_*`, with a new head, and the blocks of each stage.
 
-    The head is timm's (truncated normal of std 0.02, no bias) times `head_init_scale`: the original's std
-    2e-5 at 0.001. Sizes that are no preset's, such as a pretraining run's own depths, are taken from the
-    weights.
+    The head is a truncated normal of std 0.02 times `head_init_scale`, without bias: the originals' std 2e-5
+    at 0.001. Sizes that are no preset's, such as a pretraining run's own depths, are taken from the weights;
+    attention heads leave no trace in them and come from `model.num_heads`.
 
     Args:
         model: Backbone, head and regularisation.
-        weights: A checkpoint, a run folder, converted weights or a state dict, whose head is not used; None:
-            random.
+        weights: A checkpoint, a run folder, converted weights, or what such a file holds, whose head is not
+            used; None: random.
         num_classes: Outputs of the head.
         in_chans: Channels of the images.
+        image_size: (H, W) in pixels that a ViT's position embeddings are made for: fixed ones are computed
+            anew, learnt ones are interpolated, and fine-tuning trains either.
     Returns:
         (classifier, depths).
     Raises:
@@ -33,31 +55,161 @@ def build_classifier(
             images.
     """
     preset = find_preset(model.backbone)
-    if isinstance(preset, ConvMAEPreset):
-        return build_convmae_classifier(model, preset, weights, num_classes=num_classes, in_chans=in_chans)
-    if model.num_heads is not None:
+    if model.num_heads is not None and isinstance(preset, ConvNeXtV2Preset):
         raise InputError(
             f"model.num_heads: expected none for {model.backbone}, got {model.num_heads}. Leave it out."
         )
-    architecture = Architecture(backbone=model.backbone, in_chans=in_chans)
+    if model.global_pool == "token" and not isinstance(preset, ViTPreset):
+        raise InputError(
+            f"model.global_pool: expected avg for {model.backbone}, which has no class token, got token. "
+            "Leave it out."
+        )
     source = None if weights is None else open_source(weights)
-    if source is not None:
+    if source is None:
+        architecture = _of_preset(model.backbone, preset, in_chans)
+    else:
         architecture = source.architecture()
-        # Without a config, weights of own sizes cannot tell which preset they were derived from.
-        is_named = source.config is not None or architecture.depths is None
-        if is_named and architecture.backbone != model.backbone:
-            raise InputError(
-                f"model.backbone: expected {architecture.backbone}, that of the weights, "
-                f"got {model.backbone}. Set --model.backbone={architecture.backbone}."
-            )
-        if architecture.in_chans != in_chans:
-            raise InputError(
-                f"data.in_chans: expected that of the weights, {architecture.in_chans}, got {in_chans}. "
-                f"Set --data.in_chans={architecture.in_chans}."
-            )
+        _require_same_network(architecture, source, model, in_chans)
+    heads = _heads(model, preset, source)
+    if isinstance(architecture, ViTArchitecture):
+        return _vit(model, architecture, source, num_classes, heads, image_size), architecture.depths
+    if isinstance(architecture, ConvMAEArchitecture):
+        return _convmae(model, architecture, source, num_classes, heads), architecture.depths
     classifier = architecture.create_timm(
         num_classes=num_classes, drop_path_rate=model.drop_path, head_init_scale=model.head_init_scale
     )
     if source is not None:
-        load_weights(classifier, source.without_head(), source=source.format.name)
+        load_weights(classifier, source.without("head."), source=source.format.name)
     return classifier, architecture.depths or find_preset(architecture.backbone).depths
+
+
+def _vit(
+    model: ClassifierConfig,
+    architecture: ViTArchitecture,
+    source: Source | None,
+    num_classes: int,
+    heads: int,
+    image_size: tuple[int, int],
+) -> nn.Module:
+    pool = model.global_pool or "avg"
+    if architecture.dim % heads:
+        raise InputError(
+            f"model.num_heads: expected a divisor of the width {architecture.dim}, got {heads}. "
+            "Set --model.num_heads."
+        )
+    if architecture.pools_patches and pool != "avg":
+        raise InputError(
+            f"model.global_pool: expected avg, that of the weights, got {pool}. Set --model.global_pool=avg."
+        )
+    grid = patch_grid(image_size, architecture.patch_size)
+    classifier = replace(architecture, num_heads=heads, grid=grid, pools_patches=pool == "avg").create_timm(
+        num_classes=num_classes, drop_path_rate=model.drop_path
+    )
+    assert isinstance(classifier.head, nn.Linear)
+    with torch.no_grad():
+        classifier.head.weight.mul_(model.head_init_scale)
+    if source is None:
+        return classifier
+    # The mean of the patches has a norm of its own, which begins anew: MAE's was trained on single tokens.
+    weights = source.without("head.fc.", *(["encoder.norm."] if pool == "avg" else []))
+    if architecture.grid != grid:
+        key = next(key for key in weights if source.format.to_ours(key) == "encoder.pos_embed")
+        weights[key] = _positions(weights[key], architecture.grid, grid)
+    load_weights(classifier, weights, source=source.format.name)
+    return classifier
+
+
+def _positions(embedding: Tensor, own_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """A ViT's position embeddings, with the class token's, for another grid."""
+    fitted, fixed = fit_positions(embedding, embedding, own_grid=own_grid, prefix=1)
+    return positions_at(fitted, grid, own_grid=own_grid, prefix=1, fixed=fixed)
+
+
+def _convmae(
+    model: ClassifierConfig,
+    architecture: ConvMAEArchitecture,
+    source: Source | None,
+    num_classes: int,
+    heads: int,
+) -> nn.Module:
+    classifier = ConvMAEClassifier(
+        architecture.depths,
+        architecture.dims,
+        num_classes=num_classes,
+        in_chans=architecture.in_chans,
+        num_heads=heads,
+        mlp_ratio=architecture.mlp_ratio,
+        kernel_size=architecture.kernel_size,
+        drop_path=model.drop_path,
+        head_init_scale=model.head_init_scale,
+    )
+    if source is not None:
+        load_weights(classifier, source.without("head.fc.", "encoder.norm."), source=source.format.name)
+    return classifier
+
+
+def _of_preset(backbone: str, preset: Preset, in_chans: int) -> Network:
+    """The architecture without weights to tell its sizes."""
+    if isinstance(preset, ViTPreset):
+        return ViTArchitecture(
+            backbone=backbone,
+            in_chans=in_chans,
+            depth=preset.depths[0],
+            dim=preset.dims[0],
+            num_heads=preset.num_heads,
+            patch_size=preset.stem_stride,
+            grid=(1, 1),
+        )
+    if isinstance(preset, ConvMAEPreset):
+        return ConvMAEArchitecture(backbone=backbone, in_chans=in_chans, **vars(preset))
+    return Architecture(backbone=backbone, in_chans=in_chans)
+
+
+def _require_same_network(
+    architecture: Network, source: Source, model: ClassifierConfig, in_chans: int
+) -> None:
+    """Raise InputError where weights are of another backbone, or of images of other channels."""
+    theirs, preset = source.config.get("model", {}).get("backbone"), find_preset(model.backbone)
+    if theirs is None and not _has_own_sizes(architecture):
+        theirs = architecture.backbone
+    # Without a config, weights of own sizes cannot tell which preset they were derived from.
+    if theirs is None and not isinstance(architecture, _ARCHITECTURES[type(preset)]):
+        raise InputError(
+            f"model.backbone: expected a {source.family.name}, as the weights are, got {model.backbone}. "
+            "Name the backbone of the weights."
+        )
+    if theirs not in (None, model.backbone):
+        raise InputError(
+            f"model.backbone: expected {theirs}, that of the weights, got {model.backbone}. "
+            f"Set --model.backbone={theirs}."
+        )
+    if architecture.in_chans != in_chans:
+        raise InputError(
+            f"data.in_chans: expected that of the weights, {architecture.in_chans}, got {in_chans}. "
+            f"Set --data.in_chans={architecture.in_chans}."
+        )
+
+
+def _has_own_sizes(architecture: Network) -> bool:
+    if isinstance(architecture, Architecture):
+        return architecture.depths is not None
+    return architecture.backbone not in PRESETS
+
+
+def _heads(model: ClassifierConfig, preset: Preset, source: Source | None) -> int:
+    """Attention heads; 1 where there are none.
+
+    Raises:
+        InputError: the weights' config names another number.
+    """
+    if isinstance(preset, ConvNeXtV2Preset):
+        return 1
+    own = model.num_heads or preset.num_heads
+    saved: Mapping[str, Any] = source.config.get("model", {}) if source is not None else {}
+    theirs = saved.get("num_heads") or (preset.num_heads if saved else own)
+    if theirs != own:
+        raise InputError(
+            f"model.num_heads: expected that of the weights, {theirs}, got {own}. "
+            f"Set --model.num_heads={theirs}."
+        )
+    return own

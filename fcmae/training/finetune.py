@@ -86,9 +86,10 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     seed_draws(train.seed)  # the initial weights
     classifier, depths = build_classifier(
         config.model,
-        start.state.get("model", config.model.weights),
+        start.state or config.model.weights,
         num_classes=len(dataset.classes),
         in_chans=config.data.in_chans,
+        image_size=config.data.size,
     )
     classifier.to(fabric.device)
     scale = layer_scale(train.layer_decay, depths=depths, kind=train.layer_decay_type)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fcmae.config import TrainConfig
@@ -13,7 +14,6 @@ from fcmae.training.sharding import like_parameter
 
 LayerDecayType = Literal["single", "group"]
 _GROUPS = 12
-_CONVMAE_STAGES = 3
 
 
 def peak_learning_rate(train: TrainConfig, *, devices: int) -> float:
@@ -77,35 +77,44 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def layer_id(name: str, *, depths: tuple[int, ...], kind: LayerDecayType) -> int:
-    """The layer of a parameter of a timm ConvNeXt V2 or of our ConvMAE, counted from the image.
+    """The layer of a parameter of a timm ConvNeXt V2, of our ConvMAE or of a timm ViT, from the image on.
 
-    `single`: a layer a block. The first block shares its layer with the stem, the first block of a later
-    stage with the downsampling before it; the head has sum(depths) + 1.
-    `group`: twelve groups made for depths (3, 3, 27, 3). The stem has 0, stages 0 and 1 have 1 and 2, the
-    blocks of stage 2 go in threes from 3 to 11, stage 3 has 12, the head 13; a downsampling goes with the
-    blocks after it.
-    ConvMAE `single`: likewise, a patch embedding with the first block after it.
+    ConvNeXt V2 `single`: a layer a block. The first block shares its layer with the stem, the first block of
+    a later stage with the downsampling before it; the head has sum(depths) + 1.
+    ConvNeXt V2 `group`: twelve groups made for depths (3, 3, 27, 3). The stem has 0, stages 0 and 1 have 1
+    and 2, the blocks of stage 2 go in threes from 3 to 11, stage 3 has 12, the head 13; a downsampling goes
+    with the blocks after it.
+    ConvMAE `single`: a layer a block, a patch embedding with the first block after it.
     ConvMAE `group`, the original's: the convolution stages and all patch embeddings have 0, the transformer's
     blocks from 1 on a layer each, the norm and the head one more than the last.
+    ViT `single`, MAE's: the patch and position embeddings and the class token have 0, the blocks from 1 on a
+    layer each, the norm and the head one more than the last.
 
     Args:
         name: Of the parameter.
-        depths: Blocks of each stage, four of ConvNeXt V2 or three of ConvMAE.
+        depths: Blocks of each stage, four of ConvNeXt V2, three of ConvMAE or one of a ViT.
         kind: `single` or `group`.
     Raises:
-        InputError: the name is not that of a parameter of these.
+        InputError: the name is not that of a parameter of these, or a ViT's layers are wanted in groups.
     """
-    part = name.split(".")
-    if len(depths) == _CONVMAE_STAGES:
-        return _convmae_layer_id(part, depths, kind)
+    return _LAYER_OF_PART[len(depths)](name.split("."), depths, kind)
+
+
+def layer_scale(decay: float, *, depths: tuple[int, ...], kind: LayerDecayType) -> Callable[[str], float]:
+    """The factor on the learning rate by a parameter's name: decay ** (head's layer - its layer)."""
+    if decay == 1.0:
+        return lambda name: 1.0
+    top = layer_id("head.weight", depths=depths, kind=kind)
+    return lambda name: decay ** (top - layer_id(name, depths=depths, kind=kind))
+
+
+def _convnextv2_layer(part: list[str], depths: tuple[int, ...], kind: LayerDecayType) -> int:
     if part[0] in ("head", "norm_pre"):
-        return _head_id(depths, kind)
+        return (sum(depths) if kind == "single" else _GROUPS) + 1
     if part[0] == "stem":
         return 1 if kind == "single" else 0
     if part[0] != "stages":
-        raise InputError(
-            f"train.layer_decay: expected a ConvNeXt V2 parameter, got {name}. Set train.layer_decay to 1."
-        )
+        raise _foreign("ConvNeXt V2", part)
     stage = int(part[1])
     block = int(part[3]) if part[2] == "blocks" else 0
     if kind == "single":
@@ -115,28 +124,43 @@ def layer_id(name: str, *, depths: tuple[int, ...], kind: LayerDecayType) -> int
     return _GROUPS if stage == 3 else min(3 + block // 3, _GROUPS - 1)
 
 
-def layer_scale(decay: float, *, depths: tuple[int, ...], kind: LayerDecayType) -> Callable[[str], float]:
-    """The factor on the learning rate by a parameter's name: decay ** (head's layer - its layer)."""
-    if decay == 1.0:
-        return lambda name: 1.0
-    top = _head_id(depths, kind)
-    return lambda name: decay ** (top - layer_id(name, depths=depths, kind=kind))
-
-
-def _head_id(depths: tuple[int, ...], kind: LayerDecayType) -> int:
-    groups = depths[-1] if len(depths) == _CONVMAE_STAGES else _GROUPS
-    return (sum(depths) if kind == "single" else groups) + 1
-
-
-def _convmae_layer_id(part: list[str], depths: tuple[int, ...], kind: LayerDecayType) -> int:
+def _convmae_layer(part: list[str], depths: tuple[int, ...], kind: LayerDecayType) -> int:
+    if part[0] in ("fc_norm", "head"):
+        return (sum(depths) if kind == "single" else depths[-1]) + 1
     embedding, block = part[0].startswith("patch_embed"), part[0].startswith("blocks")
     if not embedding and not block:
-        return _head_id(depths, kind)
-    stage = min(int(part[0][-1]), _CONVMAE_STAGES)  # patch_embed4 is a linear layer behind patch_embed3
+        raise _foreign("ConvMAE", part)
+    last = len(depths)
+    stage = min(int(part[0][-1]), last)  # patch_embed4 is a linear layer behind patch_embed3
     place = 1 + (int(part[1]) if block else 0)
     if kind == "single":
         return sum(depths[: stage - 1]) + place
-    return place if block and stage == _CONVMAE_STAGES else 0
+    return place if block and stage == last else 0
+
+
+def _vit_layer(part: list[str], depths: tuple[int, ...], kind: LayerDecayType) -> int:
+    if kind != "single":
+        raise InputError(
+            f"train.layer_decay_type: expected single for a ViT, got {kind}. "
+            "Set --train.layer_decay_type=single."
+        )
+    if part[0] in ("norm", "fc_norm", "head"):
+        return depths[0] + 1
+    if part[0] in ("cls_token", "pos_embed", "patch_embed"):
+        return 0
+    if part[0] != "blocks":
+        raise _foreign("ViT", part)
+    return int(part[1]) + 1
+
+
+# By the number of stages, in which the families differ.
+_LAYER_OF_PART = {1: _vit_layer, 3: _convmae_layer, 4: _convnextv2_layer}
+
+
+def _foreign(family: str, part: list[str]) -> InputError:
+    return InputError(
+        f"train.layer_decay: expected a {family} parameter, got {'.'.join(part)}. Set train.layer_decay to 1."
+    )
 
 
 def parameter_groups(
@@ -144,18 +168,23 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups of equal weight decay and learning-rate factor, for an optimiser.
 
+    Weight decay spares what `decays` does not name, and the class token and the trained position embeddings
+    of timm's ViT: MAE's fine-tuning spares them, its pretraining decays the class token.
+
     Args:
         model: Parameters that require no gradient are left out.
-        weight_decay: For the parameters that `decays` names; 0 for the others.
+        weight_decay: For the parameters that are not spared; 0 for those.
         lr_scale: The factor on the learning rate, from a parameter's name.
     Returns:
         Dictionaries with "params" (pairs of name and parameter), "weight_decay" and "lr_scale".
     """
+    spared = model.no_weight_decay() if isinstance(model, VisionTransformer) else set()
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay, scale = (weight_decay if decays(name, parameter) else 0.0), lr_scale(name)
+        decay = weight_decay if decays(name, parameter) and name not in spared else 0.0
+        scale = lr_scale(name)
         group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale})
         group["params"].append((name, parameter))
     return list(groups.values())

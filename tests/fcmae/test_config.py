@@ -214,3 +214,5 @@ def test_shipped_configs_are_there() -> None:
     assert names >= {f"fcmae/convnextv2_atto_{run}" for run in atto}
     sizes = ("base_patch16", "large_patch16", "huge_patch14")
     assert names >= {"mae/vit_tiny_smoke", *(f"mae/vit_{size}_imagenet1k" for size in sizes)}
+    finetunes = {"msn/vit_base_patch16", *(f"mae/vit_{size}" for size in sizes)}
+    assert names >= {f"{name}_imagenet1k_finetune" for name in finetunes}

@@ -80,16 +80,11 @@ def _check_kernel(op: str, features: Tensor, weight: Tensor, bias: Tensor | None
         list(weight.shape),
     )
     require(groups in (1, channels), op, "groups", f"1 or {channels} (the channels)", groups)
-    require(
-        weight.shape[1] == channels // groups, op, "weight.shape[1]", f"{channels // groups}", weight.shape[1]
-    )
-    require(
-        weight.shape[0] % groups == 0,
-        op,
-        "weight.shape[0]",
-        f"a multiple of groups ({groups})",
-        weight.shape[0],
-    )
+    # These messages are made only when they are needed: groups may be a symbol under torch.compile.
+    if weight.shape[1] != channels // groups:
+        require(False, op, "weight.shape[1]", f"{channels // groups}", weight.shape[1])
+    if weight.shape[0] % groups != 0:
+        require(False, op, "weight.shape[0]", f"a multiple of groups ({groups})", weight.shape[0])
     require_like(op, "weight", weight, "features", features)
     if bias is not None:
         require(bias.shape == weight.shape[:1], op, "bias", f"[{weight.shape[0]}]", list(bias.shape))
@@ -123,13 +118,8 @@ def subm_conv2d(
     _check_kernel(op, features, weight, bias, groups)
     kernel = weight.shape[-1]
     require(kernel % 2 == 1, op, "the kernel's side", "odd", kernel)
-    require(
-        groups == 1 or weight.shape[0] == groups,
-        op,
-        "weight.shape[0]",
-        f"{groups} (depthwise)",
-        weight.shape[0],
-    )
+    if groups != 1 and weight.shape[0] != groups:
+        require(False, op, "weight.shape[0]", f"{groups} (depthwise)", weight.shape[0])
     if isinstance(x, SparseImage):
         module = select(Call(op, features, weight, groups, backend), _ENGINES)
         return x.with_features(module.subm_conv2d(features, weight, bias, x.sites, groups))

@@ -109,12 +109,17 @@ def _finetune(argv: list[str]) -> None:
 
 def _train(name: str, cls: type[Any], argv: list[str], run: Callable[[Any], None]) -> None:
     """Read the configuration before torch is imported, then run; an interrupt says what is kept."""
-    from fcmae.config_io import config_help, load_config
+    from fcmae.config_io import SCALE_HELP, config_help, load_scaled
 
     if "-h" in argv or "--help" in argv:
         print(config_help(cls, argv, prog=f"fcmae {name}", description=COMMANDS[name].summary))
+        print(SCALE_HELP)
         return
-    config = load_config(cls, argv)
+    config, scaled = load_scaled(cls, argv)
+    if scaled is not None:
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+        rank_zero_only(print)(scaled)
     try:
         run(config)
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fcmae.arguments import OptionParser
 from fcmae.config import PretrainConfig
-from fcmae.config_io import load_config
+from fcmae.config_io import load_scaled
 from fcmae.errors import InputError, Stopped
 
 REQUEUE = signal.SIGUSR2
@@ -37,7 +37,7 @@ class Pretraining:
         """Run to the end, or until all processes have saved at Slurm's request; the run's folder."""
         from fcmae.training.pretrain import pretrain
 
-        config = load_config(PretrainConfig, self.argv)
+        config, _ = load_scaled(PretrainConfig, self.argv)
         try:
             pretrain(config)
         except Stopped as stop:
@@ -70,7 +70,10 @@ def submit(argv: Sequence[str]) -> Any:
     parser.add_argument("--account", help="Slurm's.")
     options = parser.parse_args(arguments[:split])
     pretraining = Pretraining(arguments[split + 1 :])
-    run = load_config(PretrainConfig, pretraining.argv).run  # a mistake in it should not wait in the queue
+    config, scaled = load_scaled(PretrainConfig, pretraining.argv)  # a mistake should not wait in the queue
+    if scaled is not None:
+        print(scaled)
+    run = config.run
     if options.cluster == "local" and run.devices * run.nodes > 1:
         raise InputError(
             f"run.devices: expected one process with --cluster local, got {run.devices} x {run.nodes} nodes. "

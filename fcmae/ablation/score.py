@@ -6,21 +6,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import yaml
 
 from fcmae.ablation.runs import write_whole
-from fcmae.config import PretrainConfig
+from fcmae.config import EvaluateConfig, LowShotConfig, PretrainConfig
 from fcmae.config_io import from_dict
-from fcmae.convert.files import read_newest_checkpoint
-from fcmae.data import eval_transform, evaluation_batches, open_dataset
 from fcmae.errors import InputError
-from fcmae.evaluation.knn import embed_images, knn_accuracy
-from fcmae.evaluation.probe import probe_accuracy
-from fcmae.methods import MSN, from_config
+from fcmae.evaluation.evaluate import evaluate
 
 SCORES = "scores.json"
-METRICS = {"knn": knn_accuracy, "probe": probe_accuracy}
+METRICS = {
+    "knn": "k-NN",
+    "probe": "probe",
+    "lowshot_1": "1 a class",
+    "lowshot_2": "2 a class",
+    "lowshot_5": "5 a class",
+    "lowshot_1percent": "1 %",
+}
+"""Metric -> its column in the table of `fcmae evaluate`, whose default settings it has."""
 
 
 def score(run_dir: Path, metrics: Sequence[str]) -> dict[str, float]:
@@ -33,26 +36,23 @@ def score(run_dir: Path, metrics: Sequence[str]) -> dict[str, float]:
         InputError: there is no readable checkpoint, or its images have no labels.
     """
     config = from_dict(PretrainConfig, yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")))
-    found = read_newest_checkpoint(run_dir)
-    if found is None:
-        raise InputError(
-            f"checkpoint: expected one in {run_dir}, got none. Delete the folder to run it anew."
-        )
-    method = from_config(config.model, config.data)
-    method.load_state_dict(found[1]["model"])
-    encoder = method.target_encoder if isinstance(method, MSN) else method.encoder
-    on_gpu = torch.cuda.is_available() and config.run.accelerator != "cpu"
-    encoder.to("cuda" if on_gpu else "cpu")
-    embedded = []
-    for split in ("val", "train"):
-        dataset = open_dataset(
-            dataclasses.replace(config.data, labels_per_class=None), split=split, labelled=True
-        )
-        batches = evaluation_batches(
-            dataset, eval_transform(config.data), batch_size=64, workers=config.data.workers
-        )
-        embedded += embed_images(encoder, batches)
-    return {name: METRICS[name](*embedded) for name in metrics}
+    few = [name for name in metrics if name.startswith("lowshot")]
+    table = evaluate(
+        EvaluateConfig(
+            protocols=",".join(dict.fromkeys("lowshot" if name in few else name for name in metrics)),
+            data=dataclasses.replace(config.data, labels_per_class=None),
+            lowshot=LowShotConfig(
+                per_class=tuple(count for count in (1, 2, 5) if f"lowshot_{count}" in few),
+                percent=1.0 if "lowshot_1percent" in few else None,
+            ),
+            cache=str(run_dir / "features"),
+            device="cpu" if config.run.accelerator == "cpu" else "auto",
+            num_heads=getattr(config.model, "num_heads", None),
+        ),
+        [str(run_dir)],
+    )
+    found = {cell.protocol: cell.accuracy for cell in table.cells}
+    return {name: found[METRICS[name]] for name in metrics}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,7 +13,11 @@ from fcmae.config_io import load_config
 from fcmae.config_io.yaml_file import compose
 from fcmae.errors import InputError
 
-METRICS = ("loss", "knn", "probe", "finetune")
+METRICS = (
+    *("loss", "knn", "probe"),
+    *("lowshot_1", "lowshot_2", "lowshot_5", "lowshot_1percent"),
+    "finetune",
+)
 """Mean loss of the last tenth of pretraining; accuracies of frozen features; accuracy after fine-tuning."""
 
 KEYS = ("title", "base", "finetune", "hold_out", "changes", "arms", "seeds", "metrics", "equal")

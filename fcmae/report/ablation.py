@@ -16,10 +16,12 @@ from fcmae.report.ablation_text import LABELS, agreement_text, scaled, speed_tex
 from fcmae.report.page import Column, Html
 from fcmae.report.plots import loss_curves
 
+_FEW = "Few labels: accuracy of logistic regression on frozen features, mean of three fixed lists of images."
 _MEANINGS = {
     "loss": "Loss: mean of the last tenth of the steps that were logged.",
     "knn": "k-NN: accuracy of 20 nearest neighbours by cosine on frozen features.",
     "probe": "Probe: accuracy of logistic regression on standardised frozen features.",
+    **dict.fromkeys(("lowshot_1", "lowshot_2", "lowshot_5", "lowshot_1percent"), _FEW),
     "finetune": "Fine-tuned: accuracy at the last evaluation of fine-tuning.",
 }
 
@@ -120,7 +122,7 @@ def _arms(result: AblationResult, summaries: Sequence[ArmSummary], places: Seque
             columns, rows, caption="Mean over the finished seeds; ±: standard deviation between seeds"
         ),
         page.paragraph(
-            " ".join(_MEANINGS[name] for name in result.metrics)
+            " ".join(dict.fromkeys(_MEANINGS[name] for name in result.metrics))
             + " All arms see the same images in the same order under the same masks where the masks' size is "
             "the same. Time: median step, without the wait for images, mean of the seeds. Memory: the whole "
             "pretraining process, of a GPU what PyTorch allocated, largest of the seeds. The letters "

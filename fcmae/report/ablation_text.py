@@ -4,7 +4,16 @@ from statistics import mean
 
 from fcmae.report.ablation_result import AblationResult, summarise
 
-LABELS = {"loss": "loss", "knn": "k-NN, %", "probe": "probe, %", "finetune": "fine-tuned, %"}
+LABELS = {
+    "loss": "loss",
+    "knn": "k-NN, %",
+    "probe": "probe, %",
+    "lowshot_1": "1 label a class, %",
+    "lowshot_2": "2 labels a class, %",
+    "lowshot_5": "5 labels a class, %",
+    "lowshot_1percent": "1 % of the labels, %",
+    "finetune": "fine-tuned, %",
+}
 """Metric -> its column's title; accuracies are shown in percent."""
 
 

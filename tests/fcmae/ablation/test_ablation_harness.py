@@ -93,7 +93,7 @@ def test_the_command_tells_failures_by_its_exit_code(
         (("seeds: [0, 1]", "seeds: [0, 0]"), "expected each of seeds once"),
         (("seeds: [0, 1]", "seeds: [a]"), "expected integers in seeds, got a"),
         (("seeds: [0, 1]", "seeds: 3"), "expected a list in seeds"),
-        (("[loss]", "[accuracy]"), "expected metrics of loss, knn, probe, finetune, got accuracy"),
+        (("[loss]", "[accuracy]"), "lowshot_1percent, finetune, got accuracy"),
         (("[loss]", "[finetune]"), "expected `finetune: FILE`"),
         (("title:", "titel:"), "got titel"),
         (("base: base.yaml\n", ""), "got no base"),

@@ -40,7 +40,7 @@ def test_arms_and_seeds_end_in_one_table_and_are_not_run_again(tmp_path: Path) -
     text = SPEC.replace(
         "leaky:\n    model.execution: leaky_dense", "dense:\n    model.execution: masked_dense"
     )
-    text = text.replace("[loss]", "[loss, knn]") + "hold_out: 0.3\n"
+    text = text.replace("[loss]", "[lowshot_5, loss, knn]") + "hold_out: 0.3\n"
     spec = write_spec(tmp_path, text + "equal: {arms: [sparse, dense], steps: 4, tolerance: 1e-4}\n")
     out = tmp_path / "out"
     execute = InProcess()

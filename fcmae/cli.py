@@ -183,11 +183,17 @@ def _bench(argv: list[str]) -> int | None:
         from fcmae.bench import ops
 
         return ops.main(argv[1:])
+    if argv[:1] == ["data"]:
+        from fcmae.bench import data
+
+        return data.main(argv[1:])
     got = argv[0] if argv else "none"
     if got in ("-h", "--help"):
-        print("usage: fcmae bench {step,ops} ...\n\nfcmae bench step --help describes the options of one.")
+        print(
+            "usage: fcmae bench {step,ops,data} ...\n\nfcmae bench step --help describes the options of one."
+        )
         return 0
-    raise InputError(f"bench: expected step or ops, got {got}. Write fcmae bench step, or fcmae bench ops.")
+    raise InputError(f"bench: expected step, ops or data, got {got}. Write fcmae bench step, for one.")
 
 
 def _ablate(argv: list[str]) -> int | None:
@@ -209,7 +215,5 @@ COMMANDS = {
         "Describe a set of images (fcmae data stats), or pack it into shards (fcmae data shard).", _data
     ),
     "ablate": Command("Run the arms and seeds of an ablation and write one table.", _ablate),
-    "bench": Command(
-        "Measure a pretraining step (fcmae bench step) or each operation (fcmae bench ops).", _bench
-    ),
+    "bench": Command("Measure a pretraining step, each operation or the loader (fcmae bench data).", _bench),
 }

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of made-up JPEGs (default: 500 375, an average of ImageNet)",
     )
     parser.add_argument("--image-size", type=int, default=224, metavar="S", help="of the crop (default: 224)")
+    parser.add_argument("--resize-8-bit", action="store_true", help="run our loader with data.resize_8_bit")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="default: 32")
     parser.add_argument("--rounds", type=int, default=7, metavar="R", help="timed, of each arm (default: 7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
@@ -68,7 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         min(arguments.jpeg_size) >= 1, f"--jpeg-size: expected positive sides, got {arguments.jpeg_size}."
     )
     with _folder(arguments) as root, _one_thread():
-        config = DataConfig(root=str(root), image_size=arguments.image_size, workers=0)
+        config = DataConfig(
+            root=str(root),
+            image_size=arguments.image_size,
+            resize_8_bit=arguments.resize_8_bit,
+            workers=0,
+        )
         arms = _arms(config, batch_size=arguments.batch_size, count=arguments.images)
         results = measure(arms, rounds=arguments.rounds)
     facts = machine()

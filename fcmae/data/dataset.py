@@ -25,7 +25,7 @@ class ImageDataset(Dataset[Tensor]):
         raise NotImplementedError
 
     def load(self, index: int) -> Tensor:
-        """Pixels [in_chans, H, W], float32 in [0, 1]; H and W may differ between images.
+        """Pixels [in_chans, H, W], float32 in [0, 1] or uint8; H and W may differ between images.
 
         Raises:
             UnreadableImageError: the image cannot be decoded.

@@ -51,6 +51,7 @@ def decode_image(
     in_chans: int,
     min_side: int | None = None,
     content: bytes | None = None,
+    keep_8_bit: bool = False,
 ) -> Tensor:
     """Pixels of one image file, in [0, 1].
 
@@ -73,8 +74,9 @@ def decode_image(
             shorter side keeps this many pixels. None: always full size.
         content: The file's bytes, of an image inside another file, which `path` then only names. None: they
             are read from `path`.
+        keep_8_bit: Return pictures of 8 bits, without transparency, as they are stored: uint8, 255 for 1.
     Returns:
-        [in_chans, H, W], float32, contiguous.
+        [in_chans, H, W], float32, contiguous; with `keep_8_bit` also uint8, of any strides.
     Raises:
         UnreadableImageError: truncated, not an image, or values outside [0, 1], NaN among them.
         InputError: the file's channels cannot become `in_chans`.
@@ -85,7 +87,7 @@ def decode_image(
         if name.lower().endswith(".npy"):
             pixels = _read_array(file, in_chans)
         else:
-            pixels = _read_picture(file, in_chans, min_side)
+            pixels = _read_picture(file, in_chans, min_side, keep_8_bit)
     # PIL meets a damaged file with almost any exception: OSError, SyntaxError, struct.error, IndexError ...
     except Exception as error:
         message = str(error)
@@ -107,7 +109,7 @@ def _read_array(file: str | IO[bytes], in_chans: int) -> Tensor:
     return unit_pixels(array)
 
 
-def _read_picture(file: str | IO[bytes], in_chans: int, min_side: int | None) -> Tensor:
+def _read_picture(file: str | IO[bytes], in_chans: int, min_side: int | None, keep_8_bit: bool) -> Tensor:
     with Image.open(file) as image:
         if _is_stack(image, in_chans):
             pages = [_raw_values(ImageOps.exif_transpose(page)) for page in ImageSequence.Iterator(image)]
@@ -120,6 +122,9 @@ def _read_picture(file: str | IO[bytes], in_chans: int, min_side: int | None) ->
         if upright.mode in RAW_MODES:
             return unit_pixels(_raw_values(upright))
         mode = plain_mode(upright)
+        if keep_8_bit and (mode == "L" or (mode == "RGB" and in_chans != 1)):
+            stored = torch.from_numpy(np.array(upright.convert(mode)))
+            return stored[None] if mode == "L" else stored.permute(2, 0, 1)
         pixels = unit_pixels(np.asarray(upright.convert(mode)))
     if mode.endswith("A") and len(pixels) != in_chans:
         colour, opacity = pixels[:-1], pixels[-1:]

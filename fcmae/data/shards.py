@@ -48,7 +48,10 @@ class Index:
 
 
 class ShardDataset(ImageDataset):
-    """The images of shards; `min_side` as in `decode_image`. Holds 24 bytes an image and no open file."""
+    """The images of shards; `min_side` and `keep_8_bit` as in `decode_image`.
+
+    Holds 24 bytes an image, and no open file.
+    """
 
     def __init__(
         self,
@@ -57,12 +60,14 @@ class ShardDataset(ImageDataset):
         *,
         in_chans: int,
         min_side: int | None = None,
+        keep_8_bit: bool = False,
         classes: Sequence[str] | None = None,
     ) -> None:
         self._paths = shards.paths
         self._index = index
         self._in_chans = in_chans
         self._min_side = min_side
+        self._keep_8_bit = keep_8_bit
         if classes is not None:
             self.classes = tuple(classes)
             # A damaged shard's entry is never read: any class will do.
@@ -91,7 +96,13 @@ class ShardDataset(ImageDataset):
             raise UnreadableImageError(
                 name, f"expected {size} bytes, got {len(content)}: the shard is cut off"
             )
-        return decode_image(name, in_chans=self._in_chans, min_side=self._min_side, content=content)
+        return decode_image(
+            name,
+            in_chans=self._in_chans,
+            min_side=self._min_side,
+            keep_8_bit=self._keep_8_bit,
+            content=content,
+        )
 
     def _path_of(self, index: int) -> str:
         return self._paths[self._index.shard[index]]

@@ -23,7 +23,7 @@ Split = Literal["train", "val", "all"]
 
 
 class FolderDataset(ImageDataset):
-    """Image files; `min_side` as in `decode_image`."""
+    """Image files; `min_side` and `keep_8_bit` as in `decode_image`."""
 
     def __init__(
         self,
@@ -31,12 +31,14 @@ class FolderDataset(ImageDataset):
         *,
         in_chans: int,
         min_side: int | None = None,
+        keep_8_bit: bool = False,
         labels: Sequence[int] | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
         self._paths = paths
         self._in_chans = in_chans
         self._min_side = min_side
+        self._keep_8_bit = keep_8_bit
         self.labels = None if labels is None else list(labels)
         self.classes = None if classes is None else tuple(classes)
 
@@ -47,7 +49,12 @@ class FolderDataset(ImageDataset):
         return self._paths[index]
 
     def load(self, index: int) -> Tensor:
-        return decode_image(self._paths[index], in_chans=self._in_chans, min_side=self._min_side)
+        return decode_image(
+            self._paths[index],
+            in_chans=self._in_chans,
+            min_side=self._min_side,
+            keep_8_bit=self._keep_8_bit,
+        )
 
 
 class DigitsDataset(ImageDataset):
@@ -137,6 +144,7 @@ def _open_folder(
         paths,
         in_chans=config.in_chans,
         min_side=_smallest_useful_side(config),
+        keep_8_bit=config.resize_8_bit,
         labels=labels,
         classes=classes,
     )
@@ -162,7 +170,12 @@ def _open_shards(
                 "same. Shard both from folders with the same class folders."
             )
     return ShardDataset(
-        shards, index, in_chans=config.in_chans, min_side=_smallest_useful_side(config), classes=own
+        shards,
+        index,
+        in_chans=config.in_chans,
+        min_side=_smallest_useful_side(config),
+        keep_8_bit=config.resize_8_bit,
+        classes=own,
     )
 
 

@@ -17,7 +17,7 @@ from fcmae.config import DataConfig
 from fcmae.errors import InputError
 
 Transform = Callable[[Tensor], Tensor]
-"""float32 [C, H, W] in [0, 1] of any size -> normalised float32 [C, *config.size]."""
+"""[C, H, W] of any size, float32 in [0, 1] or uint8 -> normalised float32 [C, *config.size]."""
 
 EVALUATION_ENLARGEMENT = 256 / 224
 """Size of the image that evaluation's centre crop is cut from, in crops: ImageNet's convention."""
@@ -27,6 +27,11 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Bicubic interpolation overshoots at edges; 8-bit images are clipped the same way by construction.
 _clip = partial(torch.clamp, min=0.0, max=1.0)
+
+
+def _unit(image: Tensor) -> Tensor:
+    """float32 in [0, 1]; the crop and the resizing before it are cheaper in 8 bits."""
+    return image.float().div_(255) if image.dtype == torch.uint8 else image
 
 
 def mean_std(config: DataConfig) -> tuple[Tensor, Tensor]:
@@ -69,7 +74,9 @@ def finetune_transform(config: DataConfig, *, rand_augment: str | None, random_e
 
 def eval_transform(config: DataConfig) -> Transform:
     """Resizing to 256/224 of the crop's size at least, centre crop, normalisation."""
-    return v2.Compose([_ResizeToCover(config.size), v2.CenterCrop(config.size), _clip, normalise(config)])
+    return v2.Compose(
+        [_ResizeToCover(config.size), v2.CenterCrop(config.size), _unit, _clip, normalise(config)]
+    )
 
 
 def random_view(config: DataConfig) -> list[Transform]:
@@ -79,7 +86,7 @@ def random_view(config: DataConfig) -> list[Transform]:
     crop = v2.RandomResizedCrop(
         config.size, scale=config.crop_scale, ratio=(low, high), interpolation=InterpolationMode.BICUBIC
     )
-    return [crop, _clip, *([v2.RandomHorizontalFlip(0.5)] if config.flip else [])]
+    return [crop, _unit, _clip, *([v2.RandomHorizontalFlip(0.5)] if config.flip else [])]
 
 
 def normalise(config: DataConfig) -> Transform:

@@ -148,3 +148,24 @@ def test_rand_augment_mistakes():
     for description in ("augment", "rand-q9"):
         with pytest.raises(InputError, match=f"such as rand-m9-mstd0.5-inc1, got '{description}'"):
             finetune_transform(config(), rand_augment=description, random_erasing=0)
+
+
+def test_images_in_8_bits_become_what_floats_become_but_for_rounding():
+    settings = config(image_size=32)
+    # Of a range in which bicubic interpolation overshoots neither 0 nor 255 between its two passes.
+    stored = (80 + IMAGE * 100).to(torch.uint8)
+    for transform in (pretrain_transform(settings), eval_transform(settings)):
+        seed_all(1)
+        floats = transform(stored.float() / 255)
+        seed_all(1)
+        rounded = transform(stored)
+        assert rounded.dtype == torch.float32
+        # Each pass rounds by at most half a step, which the second may enlarge; the smallest std is 0.224.
+        assert 0 < (floats - rounded).abs().max() <= 1.5 / 255 / 0.224
+
+
+def test_all_of_an_8_bit_image_is_its_bytes():
+    settings = config(image_size=(50, 70), crop_scale=(1, 1), crop_ratio=(1, 1), flip=False)
+    stored = (IMAGE * 255).round().to(torch.uint8)
+    transform = pretrain_transform(settings)
+    assert torch.equal(transform(stored), transform(stored.float() / 255))

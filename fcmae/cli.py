@@ -132,28 +132,42 @@ def _train(name: str, cls: type[Any], argv: list[str], run: Callable[[Any], None
 
 
 def _evaluate(argv: list[str], *, only: str | None = None) -> None:
-    """Checkpoints come first, then options; `only`: the one protocol of a short name."""
+    """`only`: the one protocol of a short name."""
     from fcmae.config import EvaluateConfig
+
+    if only is not None:
+        if any(word.partition("=")[0] == "--protocols" for word in argv):
+            raise InputError(f"protocols: expected none for fcmae {only}. Use fcmae evaluate.")
+        argv = [*argv, f"--protocols={only}"]
+
+    def run(config: EvaluateConfig, checkpoints: list[str]) -> None:
+        from fcmae.evaluation.evaluate import evaluate
+
+        print(evaluate(config, checkpoints).text())
+
+    _measure(only or "evaluate", EvaluateConfig, argv, run)
+
+
+def _diversity(argv: list[str]) -> None:
+    from fcmae.config import DiversityConfig
+
+    def run(config: DiversityConfig, checkpoints: list[str]) -> None:
+        from fcmae.evaluation.diversity_command import compare_diversity
+
+        compare_diversity(config, checkpoints)
+
+    _measure("diversity", DiversityConfig, argv, run)
+
+
+def _measure(name: str, cls: type[Any], argv: list[str], run: Callable[[Any, list[str]], None]) -> None:
+    """Read checkpoints, which come first, and the configuration before torch is imported; then run."""
     from fcmae.config_io import config_help, load_config
 
-    name = only or "evaluate"
     if "-h" in argv or "--help" in argv:
-        text = config_help(
-            EvaluateConfig, prog=f"fcmae {name} CKPT [CKPT ...]", description=COMMANDS[name].summary
-        )
-        print(text)
+        print(config_help(cls, prog=f"fcmae {name} CKPT [CKPT ...]", description=COMMANDS[name].summary))
         return
     count = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
-    options = argv[count:]
-    if only is not None:
-        if any(word.partition("=")[0] == "--protocols" for word in options):
-            raise InputError(f"protocols: expected none for fcmae {only}. Use fcmae evaluate.")
-        options = [*options, f"--protocols={only}"]
-    config = load_config(EvaluateConfig, options)
-
-    from fcmae.evaluation.evaluate import evaluate
-
-    print(evaluate(config, argv[:count]).text())
+    run(load_config(cls, argv[count:]), argv[:count])
 
 
 def _convert(argv: list[str]) -> int | None:
@@ -209,6 +223,7 @@ COMMANDS = {
     "knn": Command("As evaluate, k nearest neighbours only.", partial(_evaluate, only="knn")),
     "probe": Command("As evaluate, a linear probe only.", partial(_evaluate, only="probe")),
     "lowshot": Command("As evaluate, few labelled images only.", partial(_evaluate, only="lowshot")),
+    "diversity": Command("Compare how diverse the features of networks are.", _diversity),
     "convert": Command("Turn a pretraining checkpoint into a dense timm model's weights.", _convert),
     "reconstruct": Command("Draw what a pretrained model makes of masked images.", _reconstruct),
     "data": Command(

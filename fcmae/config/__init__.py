@@ -8,6 +8,7 @@ Lengths of training are counted in optimiser steps, learning rates as `base_lr` 
 from fcmae.config.checks import check_range, require
 from fcmae.config.convmae import ConvMAEConfig
 from fcmae.config.data import DataConfig
+from fcmae.config.diversity import DiversityConfig
 from fcmae.config.evaluate import PROTOCOLS, EvaluateConfig, KnnConfig, LowShotConfig, ProbeConfig
 from fcmae.config.mae import MAEConfig
 from fcmae.config.methods import METHOD_CONFIGS
@@ -23,6 +24,7 @@ __all__ = [
     "ClassifierConfig",
     "ConvMAEConfig",
     "DataConfig",
+    "DiversityConfig",
     "EvaluateConfig",
     "Execution",
     "FCMAEConfig",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fcmae.config import DataConfig, EvaluateConfig
 from fcmae.errors import InputError
+from fcmae.evaluation.devices import find_device
 from fcmae.evaluation.encoders import LoadedEncoder, load_encoder, random_encoder
 from fcmae.evaluation.features import Embedded, Split, embed_split, open_split
 from fcmae.evaluation.knn import knn_predict
@@ -49,7 +50,7 @@ def evaluate(
         raise InputError(
             "evaluate: expected checkpoints before the options, got none. Name run folders or files."
         )
-    device = _device(config.device)
+    device = find_device(config.device)
     encoders = _encoders(config, checkpoints)
     images = _open_images(config)
     cells = []
@@ -102,18 +103,6 @@ def evaluate(
 def shuffle_labels(labels: Tensor, *, seed: int) -> Tensor:
     """The labels in random order: what a classifier learns from them is worth chance."""
     return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"device: expected one of this machine's, got {name}: {reason}") from error
-    return device
 
 
 def _encoders(config: EvaluateConfig, checkpoints: Sequence[str]) -> list[LoadedEncoder]:

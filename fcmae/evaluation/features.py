@@ -20,7 +20,18 @@ from fcmae.evaluation.knn import embed_images
 
 _VERSION = 1  # of what is kept: raised when the same images and weights would give other features
 # What decides neither which pixels an encoder sees nor in which order.
-_NOT_PIXELS = ("root", "val_root", "workers", "max_bad_images", "labels_per_class", "val_fraction", "flip")
+_NOT_PIXELS = (
+    "root",
+    "val_root",
+    "val_fraction",
+    "labels",
+    "labels_per_class",
+    "flip",
+    "repeats",
+    "workers",
+    "timeout",
+    "max_bad_images",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +73,8 @@ def open_split(config: DataConfig, split: str) -> Split:
             f"data: expected images of at least 2 classes, got {len(dataset.classes)}. Add a class's folder."
         )
     root = config.val_root if split == "val" and config.val_root is not None else config.root
-    paths = [dataset.name_of(index) for index in range(len(dataset))]
-    names = paths
-    sizes: list[tuple[int, int]] = []
-    if config.source == "folder":
-        assert root is not None
-        folder = os.path.expanduser(root)
-        names = [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
-        sizes = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, paths)]
+    names, files = _identify(dataset, config.source, root and os.path.expanduser(root))
+    sizes = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]
     pixels = {name: value for name, value in to_dict(config).items() if name not in _NOT_PIXELS}
     digest = hashlib.blake2b(json.dumps([_VERSION, pixels]).encode(), digest_size=16)
     digest.update(json.dumps([names, sizes]).encode())
@@ -80,6 +85,16 @@ def open_split(config: DataConfig, split: str) -> Split:
         names=names,
         key=digest.hexdigest(),
     )
+
+
+def _identify(dataset: ImageDataset, source: str, root: str | None) -> tuple[list[str], list[str]]:
+    """Names of the images, the same wherever `root` lies, and the files that hold their pixels."""
+    names = [dataset.name_of(index) for index in range(len(dataset))]
+    if root is None:  # built in
+        return names, []
+    if source == "folder":
+        return [os.path.relpath(name, root).replace(os.sep, "/") for name in names], names
+    return [os.path.basename(name) for name in names], [root]
 
 
 def embed_split(

@@ -136,3 +136,32 @@ def shares(names: Sequence[str], values: Sequence[float]) -> Figure:
         axes.set_xlabel("% of masked dense")
         axes.grid(axis="y", visible=False)
     return figure
+
+
+def layer_curves(series: Sequence[tuple[str, Sequence[float]]], *, label: str) -> Figure:
+    """A value of each layer over the depth, one line a network.
+
+    Args:
+        series: (name, values from the first layer to the last).
+        label: Of the values.
+    """
+    colours, lines = (FIRST, SECOND, INK, MUTED), ("-", "--", ":", "-.")
+    with _plot(3.1) as (figure, axes):
+        for place, (name, values) in enumerate(series):
+            depth = [100 * (layer + 0.5) / len(values) for layer in range(len(values))]
+            axes.plot(
+                depth,
+                values,
+                label=name,
+                color=colours[place % len(colours)],
+                linestyle=lines[place // len(colours) % len(lines)],
+                marker="o",
+                markersize=3,
+                linewidth=1.6,
+            )
+        axes.set_xlabel("depth, % of the layers")
+        axes.set_ylabel(label)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    return figure

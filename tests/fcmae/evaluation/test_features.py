@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -127,3 +128,19 @@ def test_broken_features_are_refused(folder_data, tmp_path):
     broken = _loaded(change=float("nan"))
     with pytest.raises(InputError, match="features: expected finite ones of tiny, got NaN"):
         _embed(broken, folder_data, tmp_path)
+
+
+def test_arrays_have_names_and_a_key_of_their_file(tmp_path):
+    splits = []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "scans.npy", np.zeros((8, 3, 4, 4), np.uint8))
+        np.save(tmp_path / folder / "labels.npy", np.arange(8) % 2)
+        root, labels = (str(tmp_path / folder / f"{name}.npy") for name in ("scans", "labels"))
+        os.utime(root, ns=(5, 5))
+        config = DataConfig(source="arrays", root=root, labels=labels, val_fraction=0.25, image_size=32)
+        splits.append(open_split(config, "train"))
+        os.utime(root, ns=(6, 6))
+        splits.append(open_split(config, "train"))
+    assert splits[0].names == splits[2].names and splits[0].names[0].startswith("scans.npy[")
+    assert splits[0].key == splits[2].key != splits[1].key

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_NEEDED = ("jsonargparse", "matplotlib", "lightning", "sklearn", "tensorboard", "pandas")
+NOT_NEEDED = (
+    "braceexpand",
+    "jsonargparse",
+    "lightning",
+    "matplotlib",
+    "pandas",
+    "sklearn",
+    "tensorboard",
+    "webdataset",
+)
 """What other commands of ours import; a machine with torch, triton and timm runs the benchmark."""
 
 

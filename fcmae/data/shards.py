@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from braceexpand import braceexpand
 from torch import Tensor
 
 from fcmae.data.dataset import ImageDataset
@@ -123,6 +122,9 @@ def find_shards(root: str, *, field: str) -> ShardSet:
         )
     folder = Path(root)
     if not folder.is_dir():
+        # Here, not above: the GPU benchmark imports this package where only PyTorch and timm are installed.
+        from braceexpand import braceexpand
+
         return ShardSet(paths=[_existing(path, field) for path in braceexpand(root)])
     manifest = folder / MANIFEST
     if not manifest.exists():

@@ -89,8 +89,8 @@ class FinetuneTrainConfig(TrainConfig):
     layer_decay: float = 0.9
     """Factor on the learning rate per layer below the head; 1 turns it off."""
     layer_decay_type: Literal["single", "group"] = "single"
-    """`single`: a layer per block (Atto to Tiny). `group`: twelve groups (Base to Huge); of ConvMAE, both
-    convolution stages below the first layer, as in the original."""
+    """`single`: a layer per block (Atto to Tiny, ViTs). `group`: twelve groups (Base to Huge); of ConvMAE,
+    both convolution stages below the first layer, as in the original."""
     label_smoothing: float = 0.1
     mixup: float = 0.0
     """Alpha of mixup; 0 turns it off."""

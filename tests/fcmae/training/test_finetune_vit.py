@@ -151,6 +151,18 @@ def test_official_mae_checkpoints_load(tmp_path: Path):
         build(CONFIG, {**official, "blocks.1.extra": torch.zeros(1)})
 
 
+def test_official_msn_checkpoints_load():
+    """Saved from inside DistributedDataParallel, both networks, each with a projection head as its `fc`."""
+    networks = {}
+    for network in ("encoder", "target_encoder"):
+        vit = tiny_vit(num_classes=0).state_dict() | {"fc.fc1.weight": torch.zeros(16, 16)}
+        networks[network] = {f"module.{name}": tensor for name, tensor in vit.items()}
+    state = state_of({**networks, "epoch": 1}, replace(CONFIG, global_pool="token"))
+    target = {name.removeprefix("module."): tensor for name, tensor in networks["target_encoder"].items()}
+    assert state.keys() - target.keys() == {"head.weight", "head.bias"}
+    assert all(torch.equal(state[name], target[name]) for name in state.keys() & target.keys())
+
+
 @pytest.mark.parametrize("pool", ["avg", "token"])
 def test_timms_files_load(tmp_path: Path, pool: Any):
     """Their head is left; the norm over the mean of the patches is kept where they have one."""

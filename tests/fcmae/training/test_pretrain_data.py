@@ -1,0 +1,67 @@
+"""Pretraining from shards and arrays: exact when interrupted, damaged, or hung."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from training_runs import Interruption, assert_same_tensors, events, interrupt_after, last_state
+
+from fcmae import cli
+from fcmae.data import ShardDataset
+from fcmae.errors import InputError
+from fcmae.training.checkpoints import newest_checkpoint
+from fcmae.training.pretrain import pretrain
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Twelve JPEGs in several shards, the last of which is cut off."""
+    folder, out = tmp_path / "images", tmp_path / "shards"
+    folder.mkdir()
+    for number in range(12):
+        pixels = RNG.integers(0, 256, (70, 90, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.jpg")
+    assert cli.main(["data", "shard", str(folder), str(out), "--shard-size", "0.03"]) == 0
+    last = max(out.glob("*.tar"))
+    last.write_bytes(last.read_bytes()[:6000])
+    return out
+
+
+def test_an_interrupted_run_on_shards_equals_the_whole_one(pretrain_config, shards: Path, monkeypatch):
+    data: Any = {"source": "shards", "root": str(shards), "repeats": 2}
+    whole = pretrain(pretrain_config("whole", data=data))
+    assert events(whole, "bad_image") and "shard-" in str(events(whole, "bad_image")[0])
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        interrupt_after(patch, 3)
+        pretrain(pretrain_config("cut", data=data))
+    resumed = pretrain(pretrain_config("cut", data={**data, "workers": 2}))
+    assert_same_tensors(last_state(resumed)["model"], last_state(whole)["model"])
+
+
+def test_satellite_tiles_train(pretrain_config, tmp_path: Path):
+    np.save(tmp_path / "tiles.npy", RNG.integers(0, 10000, (6, 12, 70, 70), dtype=np.uint16))
+    data: Any = {
+        "source": "arrays",
+        "root": str(tmp_path / "tiles.npy"),
+        "in_chans": 12,
+        "resize_8_bit": True,
+    }
+    run = pretrain(pretrain_config(data=data, steps=2))
+    assert len(events(run, "train")) == 2
+
+
+def test_a_hung_loader_leaves_the_last_checkpoint(pretrain_config, shards: Path, monkeypatch):
+    data: Any = {"source": "shards", "root": str(shards), "workers": 1, "timeout": 3.0}
+    pretrain(pretrain_config(data=data, steps=2))
+    kept = newest_checkpoint(pretrain_config().run.dir)
+    monkeypatch.setattr(ShardDataset, "load", lambda self, index: time.sleep(7))
+    with pytest.raises(InputError, match=r"data\.timeout: expected a batch within 3 s, got none .*shard-"):
+        pretrain(pretrain_config(data=data))
+    after = newest_checkpoint(pretrain_config().run.dir)
+    assert kept is not None and after is not None and kept[0] == after[0]
+    assert_same_tensors(after[1]["model"], kept[1]["model"])

@@ -68,11 +68,12 @@ def scale(recipe: Config, devices: int, *, batch_size: int) -> tuple[Config, str
     multiple = 2 if getattr(train, "mixup", 0) or getattr(train, "cutmix", 0) else 1
     batch_size = multiple * max(1, round(images / (devices * accumulate * multiple)))
     scaled = batch_size * accumulate * devices
-    kept = "as in the recipe" if scaled == images else f"the nearest to its {images}"
+    kept = f"{scaled} images a step, " + (
+        "as in the recipe" if scaled == images else f"the nearest to its {images}"
+    )
     line = (
-        f"scaled to {devices} devices: {scaled} images a step = {devices} x {batch_size} images x "
-        f"{accumulate} accumulated, {kept}; learning rate {train.base_lr * scaled / 256:g} = base_lr {train.base_lr:g} x "
-        f"{scaled} / 256"
+        f"scaled to {devices} devices: {devices} x {batch_size} images x {accumulate} accumulated = {kept}; "
+        f"learning rate {train.base_lr * scaled / 256:g} = base_lr {train.base_lr:g} x {scaled} / 256"
     )
     if isinstance(recipe, PretrainConfig) and recipe.model.method == "msn" and accumulate > 1:
         line += f"; MSN compares the {batch_size * devices} images of one forward pass only"

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.accelerators import ACCELERATOR_REGISTRY
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.plugins.precision import MixedPrecision
@@ -81,6 +82,12 @@ def _fabric(run: RunConfig, **precision: Any) -> Fabric:
     )
 
 
+def started_by_fabric(fabric: Fabric) -> bool:
+    """Whether Fabric's first process of this node started this one; not the user, torchrun or Slurm."""
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    return isinstance(environment, LightningEnvironment) and fabric.local_rank > 0
+
+
 def _require_started(run: RunConfig) -> None:
     """Raise InputError where torchrun or Slurm started another number of processes than the run has.
 
@@ -95,7 +102,11 @@ def _require_started(run: RunConfig) -> None:
                 "neither. Start the same command by one of them on every node, or set --run.nodes=1."
             )
         return
-    started = launcher().world_size()
+    try:
+        started = launcher().world_size()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"run.nodes: expected Slurm's variables for each node, got: {reason}") from error
     if started != run.devices * run.nodes:
         raise InputError(
             f"run.devices: expected as many processes as were started, got {run.devices} x {run.nodes} nodes "

@@ -12,8 +12,9 @@ from torch import nn
 
 from fcmae.config import FinetuneConfig, PretrainConfig
 from fcmae.config_io import save_config, to_dict
-from fcmae.errors import InputError
+from fcmae.errors import InputError, Stopped
 from fcmae.training.checkpoints import Start
+from fcmae.training.devices import started_by_fabric
 from fcmae.training.interrupt import process_lost
 from fcmae.training.logs import RunLog, peak_memory_mb
 
@@ -68,6 +69,10 @@ def open_run(
                 "end", step=config.train.steps, seconds=seconds, peak_memory_mb=peak_memory_mb(fabric.device)
             )
             fabric.barrier()
+        except Stopped:
+            # The process that started this one answers for both, and Fabric kills it where a code is not 0.
+            if not started_by_fabric(fabric):
+                raise
         except RuntimeError as error:
             lost = process_lost(log, error, timeout=config.run.timeout)
             if lost is None:

@@ -224,7 +224,7 @@ COMMANDS = {
     "probe": Command("As evaluate, a linear probe only.", partial(_evaluate, only="probe")),
     "lowshot": Command("As evaluate, few labelled images only.", partial(_evaluate, only="lowshot")),
     "diversity": Command("Compare how diverse the features of networks are.", _diversity),
-    "convert": Command("Turn a pretraining checkpoint into a dense timm model's weights.", _convert),
+    "convert": Command("Write a checkpoint's weights in another format, verified.", _convert),
     "reconstruct": Command("Draw what a pretrained model makes of masked images.", _reconstruct),
     "data": Command(
         "Describe a set of images (fcmae data stats), or pack it into shards (fcmae data shard).", _data

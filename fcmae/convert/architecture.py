@@ -136,11 +136,13 @@ class Architecture:
                 "Use --target timm, transformers or mmpretrain."
             )
 
-    def call(self, target: str, out: str) -> str:
-        """How a reader makes the model that converted weights at `out` fit."""
+    def call(self, target: str, out: str, *, num_classes: int) -> str:
+        """How a reader makes the model that converted weights at `out` fit, see Network."""
         wide = self.transformers_options()
+        classes = f", num_classes={num_classes}" if num_classes else ""
         if target == "transformers":
-            options = ", ".join(f"{name}={value}" for name, value in wide.items())
+            labels = {"num_labels": num_classes} if num_classes else {}
+            options = ", ".join(f"{name}={value}" for name, value in {**wide, **labels}.items())
             return f"transformers.ConvNextV2Config({options})"
         if target == "mmpretrain":
             return (
@@ -150,14 +152,15 @@ class Architecture:
             )
         if target == "official":
             return (
-                f"ConvNeXtV2(in_chans={self.in_chans}, depths={wide['depths']}, dims={wide['hidden_sizes']})"
+                f"ConvNeXtV2(in_chans={self.in_chans}, depths={wide['depths']}, "
+                f"dims={wide['hidden_sizes']}{classes})"
             )
         if target == "fcmae":
             return f'fcmae.load_weights(module, "{out}")'
         if not self.has_timm_stem:
-            return f'fcmae.convert.open_source("{out}").architecture().create_timm()'
+            return f'fcmae.convert.open_source("{out}").architecture().create_timm({classes[2:]})'
         options = "".join(f", {name}={value}" for name, value in self.timm_options().items())
-        return f'timm.create_model("{self.backbone}"{options})'
+        return f'timm.create_model("{self.backbone}"{options}{classes})'
 
     def timm_shapes(self, *, num_classes: int) -> dict[str, torch.Size]:
         """Name -> shape of the timm model's state dict; nothing is allocated."""

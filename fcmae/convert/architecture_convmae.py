@@ -101,8 +101,8 @@ class ConvMAEArchitecture:
     def require_fits(self, target: str) -> None:
         """Every ConvMAE can be written in the original's format."""
 
-    def call(self, target: str, out: str) -> str:
-        """How a reader makes the model that converted weights at `out` fit."""
+    def call(self, target: str, out: str, *, num_classes: int) -> str:
+        """How a reader makes the model that converted weights at `out` fit, see Network."""
         if target == "official":
             return f"the authors' ConvViT, depth={list(self.depths)}, embed_dim={list(self.dims)}"
         return f'fcmae.load_weights(module, "{out}")'

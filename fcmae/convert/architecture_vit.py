@@ -80,17 +80,20 @@ class ViTArchitecture:
 
     def create_timm(self, **options: Any) -> VisionTransformer:
         """timm's model of this architecture, with random weights; options as num_classes, drop_path_rate."""
-        return VisionTransformer(
-            img_size=self.input_size[1:],
-            patch_size=self.patch_size,
-            in_chans=self.in_chans,
-            embed_dim=self.dim,
-            depth=self.depth,
-            num_heads=self.num_heads or 1,
-            mlp_ratio=self.mlp_ratio,
-            global_pool="avg" if self.pools_patches else "token",
-            **options,
-        )
+        return VisionTransformer(**{**self.timm_options(), "num_heads": self.num_heads or 1}, **options)
+
+    def timm_options(self) -> dict[str, Any]:
+        """Keyword arguments of timm's VisionTransformer; presets of ours need not have a name in timm."""
+        return {
+            "img_size": self.input_size[1:],
+            "patch_size": self.patch_size,
+            "in_chans": self.in_chans,
+            "embed_dim": self.dim,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "global_pool": "avg" if self.pools_patches else "token",
+        }
 
     def our_shapes(self, *, num_classes: int, decoder: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """Our name -> shape, see Network."""
@@ -130,12 +133,16 @@ class ViTArchitecture:
                 "patches. Use --target timm."
             )
 
-    def call(self, target: str, out: str) -> str:
-        """How a reader makes the model that converted weights at `out` fit."""
+    def call(self, target: str, out: str, *, num_classes: int) -> str:
+        """How a reader makes the model that converted weights at `out` fit, see Network."""
         if target == "timm":
-            return f'timm.create_model("{self.backbone}_224", img_size={self.input_size[1:]})'
+            wanted = {**self.timm_options(), "num_classes": num_classes}
+            options = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
+            return f"timm.models.VisionTransformer({options})"
         if target == "transformers":
-            options = ", ".join(f"{name}={value}" for name, value in self.transformers_options().items())
+            labels = {"num_labels": num_classes} if num_classes else {}
+            wanted = {**self.transformers_options(), **labels}
+            options = ", ".join(f"{name}={value}" for name, value in wanted.items())
             return f"transformers.ViTConfig({options})"
         return f'fcmae.load_weights(module, "{out}")'
 

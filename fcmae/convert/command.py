@@ -2,12 +2,12 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fcmae.arguments import OptionParser
 from fcmae.convert.dense import TARGETS, convert_source
@@ -99,6 +99,7 @@ def convert_checkpoint(
     form = opened.family.formats[target]
     folded: list[str] = []
     if fold:
+        _check_fold(state_dict, verify=verify)
         state_dict, folded = fold_layer_norm(state_dict, form, opened.family.folds)
         log(f"folded   {len(folded)} LayerNorms into the layers behind them; their weight is 1, their bias 0")
     differences = opened.family.compare(opened.ours(), state_dict, form, architecture) if verify else []
@@ -116,8 +117,20 @@ def convert_checkpoint(
         metadata = {"format": "pt", "architecture": json.dumps(vars(architecture))}
         key = "model" if target == "official" else "state_dict"
         write_weights(path, state_dict, metadata=metadata, force=force, key=key)
-        log(f"wrote    {path}, for {architecture.call(target, str(path))}")
+        head = state_dict.get(form.from_ours("head.fc.weight") or "")
+        call = architecture.call(target, str(path), num_classes=0 if head is None else len(head))
+        log(f"wrote    {path}, for {call}")
     return ConversionReport(**made, out=path, differences=differences, folded=folded)
+
+
+def _check_fold(weights: Mapping[str, Tensor], *, verify: bool) -> None:
+    rough = {tensor.dtype for tensor in weights.values()} & {torch.float16, torch.bfloat16}
+    if rough and verify:
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in rough))
+        raise InputError(
+            f"--fold-layer-norm: expected float32 weights, got {names}, whose rounding alone is above what "
+            "verification allows. Fold a float32 checkpoint, or add --no-verify."
+        )
 
 
 def _write_onnx(
@@ -131,7 +144,12 @@ def _write_onnx(
     network = model if is_classifier else Features(model)
     images = torch.randn(2, *architecture.input_size, generator=torch.Generator().manual_seed(0))
     output = "logits" if is_classifier else "features"
-    found = export_onnx(network, images, options, output=output, dynamic=family.dynamic, log=log)
+    try:
+        found = export_onnx(network, images, options, output=output, dynamic=family.dynamic, log=log)
+    except OSError as error:
+        raise InputError(
+            f"onnx: expected to write {options.path}, got: {error}. Check its folder."
+        ) from error
     for difference in found:
         log(difference.line())
     log(f"wrote    {options.path}, opset {options.opset}: images {[*images.shape]} -> {output}")
@@ -146,6 +164,8 @@ def _check_out(out: Path, checkpoint: Path, *, force: bool) -> None:
 
 def _notes(source: Source) -> list[str]:
     notes = [source.format.note] if source.format.note else []
+    if source.average is not None:
+        notes.append(f"the file holds an average of the weights, too, as `{source.average}`: not taken")
     if source.config.get("model", {}).get("grn_scope") == "batch":
         notes.append("pretrained with grn_scope=batch; the dense model normalises each image by itself")
     return notes

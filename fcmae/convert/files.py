@@ -64,7 +64,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def _read_head(path: Path) -> bytes:
-    if path.is_dir():
+    if os.path.isdir(path):  # False, not an error, for a path that no system call takes
         raise _refuse(path, "a folder", "Name one of its files.")
     try:
         with path.open("rb") as file:
@@ -183,9 +183,9 @@ def check_writable(path: str | Path, *, force: bool) -> None:
     path = Path(path)
     if path.suffix not in (".safetensors", ".pth"):
         raise InputError(f"out: expected a name ending in .safetensors or .pth, got {path}. Rename it.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"out: expected a file, got a folder at {path}. Name a file in it.")
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:
         raise InputError(
             f"out: expected a new file, got an existing one at {path}. Use --force to replace it."
         )

@@ -46,6 +46,6 @@ class Network(Protocol):
         """Raise InputError where the target's library can build no such network."""
         ...
 
-    def call(self, target: str, out: str) -> str:
-        """How a reader makes the model that converted weights at `out` fit."""
+    def call(self, target: str, out: str, *, num_classes: int) -> str:
+        """How a reader makes the model that converted weights at `out` fit; 0 classes: they have no head."""
         ...

@@ -1,10 +1,12 @@
 """Weights as a user has them: a run folder, a checkpoint, a converted file or a state dict in memory."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fcmae.convert.families import Family, find_format
@@ -13,6 +15,12 @@ from fcmae.convert.formats import Format
 from fcmae.convert.network import Network
 from fcmae.convert.report import shorten
 from fcmae.errors import InputError
+
+# What DistributedDataParallel and torch.compile put before every name; the first may hold the second.
+_WRAPPERS = ("module.", "_orig_mod.")
+# Where the original projects, timm and our fine-tuning keep a moving average beside the weights.
+_AVERAGES = ("model_ema", "state_dict_ema", "ema")
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +36,8 @@ class Source:
     """The config of a checkpoint of ours, of pretraining or fine-tuning; empty for all others."""
     is_pretraining: bool = False
     """Whether it is a pretraining checkpoint of ours."""
+    average: str | None = None
+    """Name under which the file holds a moving average beside these weights."""
     refused: list[str] = field(default_factory=list)
     """One line for each damaged newer checkpoint of the run."""
 
@@ -79,11 +89,12 @@ def open_source(weights: str | Path | Mapping[str, Any], *, source: str = "auto"
     refused: list[str] = []
     if isinstance(weights, Mapping):
         content: Mapping[str, Any] = weights
-    elif Path(weights).is_dir():
+    elif os.path.isdir(weights):  # False, not an error, for a path that no system call takes
         newest = read_newest_checkpoint(weights, mmap=True)
         if newest is None:
             raise InputError(
-                f"checkpoint: expected step_*.pt in {weights} or its checkpoints, got none. Name another run."
+                f"checkpoint: expected step_*.pt in {weights} or its checkpoints, got none. "
+                "Name another run, or a weight file."
             )
         path, content, refused = newest
     else:
@@ -91,6 +102,7 @@ def open_source(weights: str | Path | Mapping[str, Any], *, source: str = "auto"
         content = read_checkpoint(path, mmap=True)
     state_dict = _state_dict(content)
     family, form = find_format(state_dict, source)
+    _require_plain({key: tensor for key, tensor in state_dict.items() if form.why_dropped(key) is None})
     is_ours = content.get("format") == "fcmae-1"
     return Source(
         weights=form.join(state_dict),
@@ -99,6 +111,7 @@ def open_source(weights: str | Path | Mapping[str, Any], *, source: str = "auto"
         path=path,
         config=content.get("config", {}) if is_ours else {},
         is_pretraining=is_ours and content.get("kind") == "pretrain",
+        average=next((key for key in _AVERAGES if isinstance(content.get(key), Mapping)), None),
         refused=refused,
     )
 
@@ -110,10 +123,9 @@ def _state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(content.get(key), Mapping):
             inner = content[key]
             break
-    if inner and all(
-        str(key).startswith("module.") for key in inner
-    ):  # saved from inside DistributedDataParallel
-        inner = {str(key).removeprefix("module."): value for key, value in inner.items()}
+    for prefix in _WRAPPERS:
+        if inner and all(str(key).startswith(prefix) for key in inner):
+            inner = {str(key).removeprefix(prefix): value for key, value in inner.items()}
     foreign = [
         f"{key} ({type(value).__name__})" for key, value in inner.items() if not isinstance(value, Tensor)
     ]
@@ -123,3 +135,16 @@ def _state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
             "Save the model's state dict."
         )
     return dict(inner)
+
+
+def _require_plain(weights: Mapping[str, Tensor]) -> None:
+    foreign = [
+        f"{key} ({'meta' if tensor.is_meta else tensor.layout}, {tensor.dtype})".replace("torch.", "")
+        for key, tensor in weights.items()
+        if tensor.is_meta or tensor.layout is not torch.strided or tensor.dtype not in _DTYPES
+    ]
+    if foreign:
+        raise InputError(
+            "weights: expected dense tensors in float32, float64, float16 or bfloat16, got "
+            f"{shorten(foreign)}. Save the weights in one of these."
+        )

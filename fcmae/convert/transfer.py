@@ -54,13 +54,17 @@ def transfer(
             problems.append(f"{_describe(key, state_dict[key])} for the second time, after {source_of[name]}")
     target_of = {name: key for key in target_shapes if (name := target.to_ours(key)) is not None}
     explained = set(target_of.values())
-    problems += [f"unexplained target {key}" for key in target_shapes if key not in explained]
+    extra = {key: why for key in target_shapes if (why := target.why_dropped(key)) is not None}
+    problems += [
+        f"unexplained target {key}" for key in target_shapes if key not in explained and key not in extra
+    ]
     source_parts = {_part(name) for name in source_of}
     target_parts = {_part(name) for name in target_of}
+    has_classifier = any(name.startswith("head.fc.") for name in source_of)  # then all of it must arrive
 
     weights: dict[str, Tensor] = {}
     mapped: dict[str, str] = {}
-    missing: dict[str, str] = {}
+    missing = {key: "initialised by its model" for key in extra}
     for name, key in source_of.items():
         tensor, place, part = state_dict[key], target_of.get(name), _part(name)
         if place is None:
@@ -77,7 +81,8 @@ def transfer(
             continue
         if _without_ones(laid_out.shape) == _without_ones(shape):
             weights[place], mapped[key] = laid_out.reshape(shape), place
-        elif part == "head":  # another number of classes: the classifier keeps its own
+        elif name.startswith("head.fc.") and laid_out.shape[1:] == shape[1:]:
+            # Another number of classes: the classifier keeps its own.
             dropped[key] = f"{list(tensor.shape)} does not fit the target's {list(shape)}"
             missing[place] = _MISSING[part]
         else:
@@ -86,7 +91,7 @@ def transfer(
         part = _part(name)
         if name in source_of:
             continue
-        if part == "head" or (part in _PRETRAINING and part not in source_parts):
+        if (part == "head" and not has_classifier) or (part in _PRETRAINING and part not in source_parts):
             missing[place] = _MISSING[part]
         else:
             problems.append(f"missing {place} {list(target_shapes[place])}")

@@ -46,7 +46,10 @@ def _full_to_depthwise(kernel: Tensor) -> Tensor:
     """[C, k, k, C] to [C, 1, k, k]: the diagonal, if there is nothing beside it."""
     channels = _require(kernel, 4).shape[0]
     if kernel.shape[3] != channels:
-        raise InputError(f"expected as many inputs as outputs, got {kernel.shape[3]} and {channels}.")
+        raise InputError(
+            f"expected spconv's layout [C, k, k, C], got {kernel.shape[3]} inputs and {channels} outputs. "
+            "Name the format with --source."
+        )
     diagonal = kernel.diagonal(dim1=0, dim2=3)  # [k, k, C]
     if kernel.count_nonzero() != diagonal.count_nonzero():
         raise InputError(

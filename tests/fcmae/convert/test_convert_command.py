@@ -183,3 +183,11 @@ def test_bound_is_relative_to_the_scale_and_nan_fails() -> None:
     for bad in (difference(1.1, 1e4), difference(float("nan"), float("nan")), difference(1e-3, 0.0)):
         with pytest.raises(InputError, match="verify"):
             check_differences([bad])
+
+
+def test_names_that_no_system_takes_are_one_line(small_run: Path) -> None:
+    long = "x" * 300
+    with pytest.raises(InputError, match="unreadable file"):
+        convert_checkpoint(small_run / long)
+    with pytest.raises(InputError, match="expected to write"):
+        convert_checkpoint(small_run, small_run / f"{long}.pth", verify=False, log=lambda line: None)

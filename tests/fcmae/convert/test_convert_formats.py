@@ -214,7 +214,7 @@ def test_recorded_block_runs_from_its_own_checkpoint_names() -> None:
         (MINKOWSKI, (4,), "2 or 3 dimensions, got 1"),
         (MINKOWSKI_DEPTHWISE, (4, 3, 3), "expected 2 dimensions, got 3"),
         (WARPCONVNET, (3, 3), "expected 3 dimensions, got 2"),
-        (SPCONV_DEPTHWISE, (3, 3, 3, 2), "as many inputs as outputs, got 2 and 3"),
+        (SPCONV_DEPTHWISE, (3, 3, 3, 2), r"layout \[C, k, k, C\], got 2 inputs and 3 outputs"),
     ],
 )
 def test_impossible_layouts_are_refused(layout: Layout, shape: tuple[int, ...], told: str) -> None:

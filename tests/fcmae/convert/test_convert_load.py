@@ -122,3 +122,37 @@ def test_other_modules_are_refused(
     v1 = timm.create_model("convnext_atto", **SIZES)
     with pytest.raises(InputError, match="which looks like ConvNeXt V1"):
         load_weights(v1, small_weights)
+
+
+def test_a_damaged_head_is_no_head_of_other_classes() -> None:
+    whole = small_classifier(7).state_dict()
+    for lost in ("head.fc.bias", "head.norm.weight"):
+        with pytest.raises(InputError, match=f"missing {lost}"):
+            load_weights(small_classifier(7), {key: whole[key] for key in whole if key != lost})
+    with pytest.raises(InputError, match=r"head\.fc\.weight \[7, 20\] where \[7, 32\] is needed"):
+        load_weights(small_classifier(7), {**whole, "head.fc.weight": torch.ones(7, 20)})
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_from_inside_a_wrapper_are_read(prefix: str, small_weights: dict[str, Tensor]) -> None:
+    wrapped = {f"{prefix}{key}": tensor for key, tensor in small_weights.items()}
+    encoder = small_encoder()
+    load_weights(encoder, {"model": wrapped})
+    assert torch.equal(encoder.state_dict()["stem.0.weight"], small_weights["encoder.stem.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "strided, float8_e4m3fn"),
+        (lambda tensor: tensor.to(torch.int8), "strided, int8"),
+        (lambda tensor: tensor.to_sparse(), "sparse_coo, float32"),
+        (lambda tensor: tensor.to("meta"), "meta, float32"),
+    ],
+)
+def test_tensors_that_hold_no_plain_numbers_are_refused(
+    change: Callable[[Tensor], Tensor], told: str, small_weights: dict[str, Tensor]
+) -> None:
+    key = "encoder.stages.3.blocks.0.norm.weight"
+    with pytest.raises(InputError, match=f"{key} \\({told}\\)"):
+        load_weights(small_encoder(), {**small_weights, key: change(small_weights[key])})

@@ -170,3 +170,15 @@ def test_grn_with_float32_statistics_survives_float16() -> None:
     half, safe = grn.half(), Fp16SafeGrn(grn)
     assert not torch.isfinite(half(x.half())).all()
     assert (safe(x.half()).float() - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
+@pytest.mark.usefixtures("_exporter")
+def test_a_graph_that_cannot_be_written_is_one_line(weights_file: Path) -> None:
+    taken = weights_file.with_name("folder.onnx")
+    taken.mkdir()
+    with pytest.raises(InputError, match="onnx: expected to write") as caught:
+        convert_checkpoint(
+            weights_file, onnx=OnnxOptions(path=taken), verify=False, force=True, log=lambda line: None
+        )
+    assert "\n" not in str(caught.value)
+    assert sorted(file.name for file in taken.parent.iterdir()) == ["folder.onnx", "weights.pth"]

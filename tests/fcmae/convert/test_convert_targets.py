@@ -160,3 +160,34 @@ def test_networks_that_the_target_cannot_build_are_refused(
 def test_unknown_target_is_refused(classifier: torch.nn.Module) -> None:
     with pytest.raises(InputError, match=r"target: expected fcmae or timm .* for ConvNeXt V2, got minkowski"):
         convert_weights(classifier.state_dict(), "minkowski")
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [("timm", "num_classes=5"), ("official", "num_classes=5"), ("transformers", "num_labels=5")],
+)
+def test_the_printed_line_tells_the_number_of_classes(target: str, told: str, weights_file: Path) -> None:
+    lines: list[str] = []
+    out = weights_file.with_name("out.pth")
+    convert_checkpoint(weights_file, out, target=target, verify=False, log=lines.append)
+    assert lines[-1].startswith("wrote") and lines[-1].endswith(f"{told})")
+
+
+def test_an_average_beside_the_weights_is_told(weights_file: Path, classifier: torch.nn.Module) -> None:
+    state = classifier.state_dict()
+    torch.save({"model": state, "model_ema": state}, weights_file)
+    lines: list[str] = []
+    convert_checkpoint(weights_file, weights_file.with_name("o.pth"), verify=False, log=lines.append)
+    assert any(line.startswith("note") and "`model_ema`: not taken" in line for line in lines)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_folding_refuses_weights_that_it_would_round(
+    dtype: torch.dtype, weights_file: Path, classifier: torch.nn.Module
+) -> None:
+    torch.save(classifier.to(dtype).state_dict(), weights_file)
+    out = weights_file.with_name("o.pth")
+    with pytest.raises(InputError, match=r"expected float32 weights, got b?float16") as caught:
+        convert_checkpoint(weights_file, out, fold=True, log=lambda line: None)
+    assert "\n" not in str(caught.value) and not out.exists()
+    convert_checkpoint(weights_file, out, fold=True, verify=False, log=lambda line: None)

@@ -50,4 +50,5 @@ FORMAT = Format(
     name="transformers",
     marks={"[vit.]embeddings.cls_token": 3, "[vit.]embeddings.patch_embeddings.projection.weight": 4},
     names=NAMES,
+    dropped={"[vit.]pooler.dense.{param}": "only transformers' ViTModel has a pooler"},
 )

@@ -20,6 +20,8 @@ class DiversityConfig:
     modules: str = EXPANSION
     """Regular expression of module names; what each of them reads is measured. The default: what the second
     layer of an MLP reads, after GRN where there is one. `(.*\\.)?mlp\\.grn`: before GRN."""
+    selectivity: bool = False
+    """Measure how much single channels tell classes apart, too; the images need classes."""
     batch_size: int = 8
     """Images at once; changes the memory, not the numbers."""
     device: str = "auto"

@@ -1,17 +1,12 @@
 """How different the channels of a layer are: cosine distance, dead and saturated channels, effective rank."""
 
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
-from fcmae.errors import InputError
-from fcmae.models.convmae import PointwiseConv2d
+from fcmae.evaluation.hooks import observed
 
 DEAD = 0.01
 """A channel is dead in an image where it nowhere exceeds this share of the layer's root mean square."""
@@ -119,26 +114,20 @@ def measure_diversity(
     Returns:
         One entry a module, in the order in which they ran.
     Raises:
-        InputError: no module matches, or one of them never runs or reads no features [B, H, W, C],
-            [B, C, H, W] or [B, tokens, C].
+        InputError: see `observed`.
     """
-    chosen = {name: module for name, module in model.named_modules() if re.fullmatch(modules, name)}
-    if not chosen:
-        known = ", ".join(name for name, _ in list(model.named_modules())[1:40])
-        raise InputError(f"modules: expected names that match {modules}, got {known} ... Set --modules.")
     sums: dict[str, _Sums] = {}
-    was_training = model.training
-    model.eval()
-    with _hooked(chosen, sums, prefix_tokens):
+
+    def receive(name: str, features: Tensor) -> None:
+        flat = features.flatten(1, -2)
+        if name not in sums:
+            sums[name] = _Sums(_maps(features[0]), flat.shape[1], flat.shape[2])
+        for image in flat:
+            sums[name].add(image)
+
+    with observed(model, modules, receive, prefix_tokens=prefix_tokens):
         for images in batches:
             model(images)
-    model.train(was_training)
-    silent = [name for name in chosen if name not in sums]
-    if silent:
-        raise InputError(
-            f"modules: expected modules that run, got {silent[0]} and {len(silent) - 1} more that do not. "
-            "Choose others with --modules."
-        )
     return [found.layer(name) for name, found in sums.items()]
 
 
@@ -170,49 +159,6 @@ class _Sums:
             effective_rank=rank,
             maps=self.maps,
         )
-
-
-@contextmanager
-def _hooked(chosen: dict[str, nn.Module], sums: dict[str, _Sums], prefix_tokens: int) -> Iterator[None]:
-    def hook(name: str) -> Any:
-        def take(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            features = _sites_and_channels(module, inputs[0] if inputs else None, name, prefix_tokens)
-            flat = features.flatten(1, -2)  # [B, H * W, C]
-            if name not in sums:
-                sums[name] = _Sums(_maps(features[0]), flat.shape[1], flat.shape[2])
-            for image in flat:
-                sums[name].add(image)
-
-        return take
-
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in chosen.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _sites_and_channels(module: nn.Module, features: object, name: str, prefix_tokens: int) -> Tensor:
-    """[B, H, W, C] or [B, L, C], without the tokens that are no sites."""
-    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-        got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise InputError(
-            f"modules: expected one that reads features [B, H, W, C], [B, C, H, W] or [B, tokens, C], got "
-            f"{got} at {name}. Choose others with --modules."
-        )
-    if features.ndim == 3:
-        return features[:, prefix_tokens:]
-    return features if _channels_last(module) else features.permute(0, 2, 3, 1)
-
-
-def _channels_last(module: nn.Module) -> bool:
-    """How a module reads maps of 4 dimensions."""
-    if isinstance(module, nn.Linear | PointwiseConv2d):
-        return True
-    if isinstance(module, nn.LayerNorm):
-        return not isinstance(module, LayerNorm2d)
-    return getattr(module, "channel_dim", 1) == -1  # timm's GRN tells it
 
 
 def _maps(image: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fcmae.evaluation.devices import find_device
 from fcmae.evaluation.diversity import LayerDiversity, measure_diversity
 from fcmae.evaluation.diversity_models import load_observed
 from fcmae.evaluation.diversity_page import write_diversity_page
+from fcmae.evaluation.selectivity import measure_selectivity
 
 NUMBERS = [field.name for field in fields(LayerDiversity) if field.name != "maps"]
 
@@ -41,19 +42,29 @@ def compare_diversity(
             "Name run folders, files or timm:NAME."
         )
     device = find_device(config.device)
-    dataset = open_dataset(config.data, split="val", labelled=False)
+    dataset = open_dataset(config.data, split="val", labelled=config.selectivity)
     count = min(config.images, len(dataset))
     dataset = dataset.subset([place * len(dataset) // count for place in range(count)])
     found: dict[str, list[LayerDiversity]] = {}
+    selective: dict[str, dict[str, Tensor]] = {}
     for path in dict.fromkeys(paths):
         observed = load_observed(path, in_chans=config.data.in_chans, num_heads=config.num_heads)
         try:
+            model = observed.model.to(device)
             found[path] = measure_diversity(
-                observed.model.to(device),
-                _images(dataset, config, device, log),
+                model,
+                (images for images, _ in _batches(dataset, config, device, log)),
                 modules=config.modules,
                 prefix_tokens=observed.prefix_tokens,
             )
+            if config.selectivity:
+                selective[path] = measure_selectivity(
+                    model,
+                    _batches(dataset, config, device, log),
+                    classes=len(dataset.classes or ()),
+                    modules=config.modules,
+                    prefix_tokens=observed.prefix_tokens,
+                )
         except AssertionError as error:  # how timm refuses images of another size
             raise InputError(
                 f"data.image_size: expected one that {path} takes, got {config.data.image_size}: {error}"
@@ -64,8 +75,14 @@ def compare_diversity(
     images = f"{next(iter(found.values()))[0].images} images of {where} at {height} x {width} pixels"
     out = Path(config.out)
     try:
-        write_diversity_page(out / "report.html", list(found.items()), images=images, modules=config.modules)
-        content = json.dumps(_plain(found, images, config.modules), indent=1)
+        write_diversity_page(
+            out / "report.html",
+            list(found.items()),
+            images=images,
+            modules=config.modules,
+            selective=selective,
+        )
+        content = json.dumps(_plain(found, selective, images, config.modules), indent=1)
         (out / "diversity.json").write_text(content + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(
@@ -75,16 +92,18 @@ def compare_diversity(
     return found
 
 
-def _images(
+def _batches(
     dataset: ImageDataset, config: DiversityConfig, device: torch.device, log: Callable[[str], object]
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and their labels, which are empty where there are none."""
     batches = evaluation_batches(
         dataset, eval_transform(config.data), batch_size=config.batch_size, workers=config.data.workers
     )
     for batch in batches:
         for line in batch.bad:
             log(f"skipped {line}")
-        yield batch.images.to(device)
+        labels = torch.empty(0, dtype=torch.int64) if batch.labels is None else batch.labels
+        yield batch.images.to(device), labels
 
 
 def _summary(path: str, layers: Sequence[LayerDiversity]) -> str:
@@ -99,9 +118,15 @@ def _summary(path: str, layers: Sequence[LayerDiversity]) -> str:
     )
 
 
-def _plain(found: dict[str, list[LayerDiversity]], images: str, modules: str) -> dict[str, Any]:
-    networks = {
-        name: [{field: getattr(layer, field) for field in NUMBERS} for layer in layers]
-        for name, layers in found.items()
-    }
+def _plain(
+    found: dict[str, list[LayerDiversity]],
+    selective: dict[str, dict[str, Tensor]],
+    images: str,
+    modules: str,
+) -> dict[str, Any]:
+    networks: dict[str, list[dict[str, Any]]] = {}
+    for name, layers in found.items():
+        networks[name] = [{field: getattr(layer, field) for field in NUMBERS} for layer in layers]
+        for layer in networks[name] if name in selective else []:
+            layer["class_selectivity"] = selective[name][layer["module"]].tolist()
     return {"images": images, "modules": modules, "networks": networks}

@@ -1,6 +1,6 @@
 """The page that compares networks by the diversity of their features."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,14 @@ Found = Sequence[tuple[str, Sequence[LayerDiversity]]]
 """(name, layers) of each network."""
 
 
-def write_diversity_page(path: Path, found: Found, *, images: str, modules: str) -> None:
+def write_diversity_page(
+    path: Path,
+    found: Found,
+    *,
+    images: str,
+    modules: str,
+    selective: Mapping[str, Mapping[str, Tensor]],
+) -> None:
     """Write the page.
 
     Args:
@@ -29,8 +36,9 @@ def write_diversity_page(path: Path, found: Found, *, images: str, modules: str)
         found: (name, layers) of each network.
         images: What was measured on.
         modules: The expression that chose the layers.
+        selective: Class selectivity of each channel, by network and module; empty: not measured.
     """
-    blocks = [
+    blocks: list[Html] = [
         page.section(
             "Cosine distance of the channels",
             page.paragraph(
@@ -52,6 +60,7 @@ def write_diversity_page(path: Path, found: Found, *, images: str, modules: str)
                 _curves(found, "effective_rank", "effective rank"),
             ),
         ),
+        *([_selectivity(found, selective)] if selective else []),
         page.section("Activation maps", *(_map_figure(name, layers) for name, layers in found)),
         page.section("All layers", *(_table(name, layers) for name, layers in found)),
     ]
@@ -70,6 +79,34 @@ def _curves(found: Found, field: str, label: str) -> Html:
         plots.layer_curves(series, label=label),
         alt=f"{label} of each layer",
         caption=f"{label.capitalize()}, mean over the layers: {means}.",
+    )
+
+
+def _selectivity(found: Found, selective: Mapping[str, Mapping[str, Tensor]]) -> Html:
+    means = [
+        (name, [selective[name][layer.module].mean().item() for layer in layers]) for name, layers in found
+    ]
+    return page.section(
+        "Class selectivity",
+        page.paragraph(
+            "Of a channel: the difference between its largest class mean and the mean of the others', "
+            "over the sum of their absolute values. 0: all classes excite it alike; 1: one class alone does."
+        ),
+        page.columns(
+            page.figure(
+                plots.layer_curves(means, label="class selectivity"),
+                alt="mean class selectivity of each layer",
+                caption="Mean over the channels of each layer.",
+            ),
+            page.figure(
+                plots.histograms(
+                    [(name, torch.cat(list(layers.values())).tolist()) for name, layers in selective.items()],
+                    label="class selectivity of a channel",
+                ),
+                alt="distribution of class selectivity over all channels",
+                caption="Distribution over the channels of all layers.",
+            ),
+        ),
     )
 
 

@@ -1,6 +1,7 @@
 """Which few images of each class low-shot evaluation learns from: fixed lists, the same on every machine."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def load_or_write(folder: Path, split: Split, size: Size, *, number: int) -> lis
 
 
 def _write(path: Path, lines: Sequence[str]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fcmae.report.page import FIRST, GRID, INK, MUTED, SECOND
 
@@ -138,6 +139,9 @@ def shares(names: Sequence[str], values: Sequence[float]) -> Figure:
     return figure
 
 
+_COLOURS, _LINES = (FIRST, SECOND, INK, MUTED), ("-", "--", ":", "-.")
+
+
 def layer_curves(series: Sequence[tuple[str, Sequence[float]]], *, label: str) -> Figure:
     """A value of each layer over the depth, one line a network.
 
@@ -145,7 +149,6 @@ def layer_curves(series: Sequence[tuple[str, Sequence[float]]], *, label: str) -
         series: (name, values from the first layer to the last).
         label: Of the values.
     """
-    colours, lines = (FIRST, SECOND, INK, MUTED), ("-", "--", ":", "-.")
     with _plot(3.1) as (figure, axes):
         for place, (name, values) in enumerate(series):
             depth = [100 * (layer + 0.5) / len(values) for layer in range(len(values))]
@@ -153,8 +156,8 @@ def layer_curves(series: Sequence[tuple[str, Sequence[float]]], *, label: str) -
                 depth,
                 values,
                 label=name,
-                color=colours[place % len(colours)],
-                linestyle=lines[place // len(colours) % len(lines)],
+                color=_COLOURS[place % len(_COLOURS)],
+                linestyle=_LINES[place // len(_COLOURS) % len(_LINES)],
                 marker="o",
                 markersize=3,
                 linewidth=1.6,
@@ -162,6 +165,37 @@ def layer_curves(series: Sequence[tuple[str, Sequence[float]]], *, label: str) -
         axes.set_xlabel("depth, % of the layers")
         axes.set_ylabel(label)
         axes.set_xlim(0, 100)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max(1e-3, *(value for _, values in series for value in values)))
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    return figure
+
+
+def histograms(series: Sequence[tuple[str, Sequence[float]]], *, label: str) -> Figure:
+    """How values in [0, 1] are distributed, one outline a network.
+
+    Args:
+        series: (name, values).
+        label: Of the values.
+    """
+    with _plot(3.1) as (figure, axes):
+        for place, (name, values) in enumerate(series):
+            axes.hist(
+                values,
+                bins=[edge / 40 for edge in range(41)],
+                weights=[100 / len(values)] * len(values),
+                histtype="step",
+                label=name,
+                color=_COLOURS[place % len(_COLOURS)],
+                linestyle=_LINES[place // len(_COLOURS) % len(_LINES)],
+                linewidth=1.6,
+            )
+        axes.set_xlabel(label)
+        axes.set_ylabel("% of the channels")
+        axes.set_xlim(0, 1)
+        handles = [
+            Line2D([], [], color=patch.get_edgecolor(), linestyle=patch.get_linestyle())
+            for patch in axes.patches
+        ]
+        names = [name for name, _ in series]
+        axes.legend(handles, names, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     return figure

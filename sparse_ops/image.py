@@ -59,6 +59,13 @@ class SparseImage:
         if not matches:
             expected = f"[{self.sites.num_sites}, C]"
             require(False, "SparseImage", "features", expected, list(self.features.shape))
+        require(
+            self.features.device == self.sites.device,
+            "SparseImage",
+            "features",
+            f"on {self.sites.device}, where the sites are",
+            self.features.device,
+        )
 
     @classmethod
     def from_dense(cls, dense: Tensor, sites: ActiveSites) -> "SparseImage":

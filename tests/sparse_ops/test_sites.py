@@ -108,3 +108,9 @@ def test_dense_round_trip_and_fill() -> None:
 def test_bad_arguments_are_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_features_and_sites_live_on_one_device() -> None:
+    sites = make_sites("random")
+    with pytest.raises(ValueError, match=r"SparseImage: expected features on cpu, .*, got meta"):
+        SparseImage(torch.empty(sites.num_sites, 2, device="meta"), sites)

@@ -18,6 +18,9 @@ from fcmae.training.devices import started_by_fabric
 from fcmae.training.interrupt import process_lost
 from fcmae.training.logs import RunLog, peak_memory_mb
 
+_LOADING = ("workers", "timeout", "max_bad_images")
+"""Fields of the data that change no image of any batch."""
+
 
 @contextmanager
 def open_run(
@@ -96,6 +99,15 @@ def _other_batches(start: Start, config: Mapping[str, Any]) -> Iterator[str]:
             "masks stay the same, the order of sums and what each process draws (stochastic depth, mixup) "
             "do not"
         )
+    saved = start.state["config"]
+    fields = [("train", "seed"), *(("data", name) for name in config["data"] if name not in _LOADING)]
+    changed = [
+        f"{section}.{name} = {config[section][name]}, before {saved[section][name]}"
+        for section, name in fields
+        if name in saved[section] and config[section][name] != saved[section][name]
+    ]
+    if changed:
+        yield f"resumed with {'; '.join(changed)}: from here on the batches may hold other images"
 
 
 def _batches(config: Mapping[str, Any]) -> tuple[int, str]:

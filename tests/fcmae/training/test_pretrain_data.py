@@ -55,6 +55,15 @@ def test_satellite_tiles_train(pretrain_config, tmp_path: Path):
     assert len(events(run, "train")) == 2
 
 
+def test_a_resume_says_what_other_images_it_takes(pretrain_config):
+    pretrain(pretrain_config(steps=2))
+    pretrain(pretrain_config(steps=3, data={"workers": 1, "timeout": 99.0}))
+    run = pretrain(pretrain_config(steps=4, data={"repeats": 2, "crop_scale": (0.5, 1.0)}))
+    (line,) = events(run, "other_batches")
+    for part in ("data.repeats = 2, before 1", "data.crop_scale = [0.5, 1.0], before [0.2, 1.0]"):
+        assert part in line["change"]
+
+
 def test_a_hung_loader_leaves_the_last_checkpoint(pretrain_config, shards: Path, monkeypatch):
     data: Any = {"source": "shards", "root": str(shards), "workers": 1, "timeout": 3.0}
     pretrain(pretrain_config(data=data, steps=2))

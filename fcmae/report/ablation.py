@@ -86,7 +86,7 @@ def _notices(result: AblationResult) -> list[Html]:
 
 def _arms(result: AblationResult, summaries: Sequence[ArmSummary], places: Sequence[str]) -> Html:
     first = summaries[0].step_seconds
-    columns = [Column(title="arm"), Column(title="differs in"), Column(title="seeds")]
+    columns = [Column(title="arm"), Column(title="seeds")]
     for name in result.metrics:
         format_ = ".4f" if name == "loss" else ".1f"
         columns += [Column(title=LABELS[name], format=format_), Column(title="±", format=format_)]
@@ -107,7 +107,6 @@ def _arms(result: AblationResult, summaries: Sequence[ArmSummary], places: Seque
         rows.append(
             [
                 summary.arm,
-                _changes(result.arms[summary.arm]) or "the base",
                 summary.seeds,
                 *values,
                 seconds,
@@ -126,7 +125,7 @@ def _arms(result: AblationResult, summaries: Sequence[ArmSummary], places: Seque
             + " All arms see the same images in the same order under the same masks where the masks' size is "
             "the same. Time: median step, without the wait for images, mean of the seeds. Memory: the whole "
             "pretraining process, of a GPU what PyTorch allocated, largest of the seeds. The letters "
-            "of the last column are explained at the end."
+            "of the last column are explained below."
         ),
     )
 
@@ -156,15 +155,14 @@ def _differences(result: AblationResult, found: Sequence[PairedDifference]) -> H
         for each in found
     ]
     caption = f"Each arm less {first}, over the seeds that both have; low and high: 95 % interval of the mean"
-    few = len(result.seeds) < 3
     return page.section(
         f"Differences from {first}, paired by seed",
         page.table(columns, rows, caption=caption)
         if rows
         else page.paragraph(f"No other arm shares a finished seed with {first} yet."),
         page.paragraph(
-            "Student's t; `not settled`: the interval holds 0, or there is one seed alone."
-            + (" Two seeds make wide intervals." if few else "")
+            "Student's t; not settled: the interval holds 0, or there is one seed alone."
+            + (" Two seeds make wide intervals." if len(result.seeds) == 2 else "")
         ),
     )
 
@@ -227,10 +225,14 @@ def _places(places: Sequence[str]) -> Html:
 
 def _configs(result: AblationResult, configs: Mapping[str, str]) -> Html:
     common = _changes(result.changes) or "nothing"
+    names = {arm: f"{arm}: {_changes(changes) or 'the base'}" for arm, changes in result.arms.items()}
     return page.section(
-        "As it ran",
-        page.paragraph(f"From {result.file}. All arms differ from the base in: {common}."),
-        *(page.details(arm, text) for arm, text in configs.items()),
+        "What the arms are",
+        page.paragraph(f"From {result.file}. All arms differ from its base in: {common}."),
+        *(
+            page.details(name, configs[arm]) if arm in configs else page.paragraph(name)
+            for arm, name in names.items()
+        ),
     )
 
 

@@ -84,7 +84,7 @@ def loss_curves(curves: Sequence[tuple[str, Sequence[int], Sequence[float]]]) ->
                 means,
                 color=colours[index % len(colours)],
                 linestyle=("-", "--", ":")[index // len(colours) % 3],
-                linewidth=max(1.1, 3.4 - 0.9 * index),
+                linewidth=max(1.1, 4.8 - 1.8 * index),
                 label=name,
             )
         axes.set_xlabel("optimiser step")

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from ablation_runs import CONFIGS, SPEC, InProcess, write_spec
+from ablation_runs import SPEC, InProcess, write_spec
 
 from fcmae.ablation.harness import run_ablation
 from fcmae.ablation.processes import Processes
-from fcmae.ablation.spec import load_spec
 from fcmae.convert.files import read_checkpoint
 from fcmae.errors import InputError
 
@@ -167,17 +166,3 @@ def test_signals_reach_the_process_and_end_the_ablation(tmp_path: Path) -> None:
         timer.join()
     assert code == -signal.SIGTERM and execute.received == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-@pytest.mark.parametrize("path", sorted((CONFIGS / "ablations").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_ablations_are_whole(path: Path, tmp_path: Path) -> None:
-    """Every arm is a configuration, and no two arms are the same."""
-    spec = load_spec(path, {"data.root": "images"} if "imagenet1k" in path.name else None)
-    configs = [spec.pretrain_config(arm, seed=spec.seeds[0], out=tmp_path) for arm in spec.arms]
-    models = {repr((config.data, config.model, config.train)) for config in configs}
-    tunings = set()
-    if spec.finetune is not None:
-        found = [spec.finetune_config(arm, seed=spec.seeds[0], out=tmp_path) for arm in spec.arms]
-        tunings = {repr((config.data, config.model, config.train)) for config in found}
-    assert max(len(models), len(tunings)) == len(spec.arms)
-    assert f"fcmae ablate --config configs/ablations/{path.name}" in path.read_text()

@@ -11,7 +11,11 @@ from fcmae.config import METHOD_CONFIGS, DataConfig, FCMAEConfig, FinetuneConfig
 from fcmae.config_io import config_help, from_dict, load_config, save_config, to_dict
 from fcmae.errors import InputError
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*/*.yaml"))
+CONFIGS = sorted(  # of one run each; an ablation is a list of runs
+    path
+    for path in (Path(__file__).parents[2] / "configs").glob("*/*.yaml")
+    if path.parent.name != "ablations"
+)
 
 
 @pytest.fixture

@@ -64,8 +64,9 @@ def scale(recipe: Config, devices: int, *, batch_size: int) -> tuple[Config, str
         )
     images = train.batch_size * train.accumulate * run.devices * run.nodes
     accumulate = math.ceil(images / (batch_size * devices))
-    # Mixup and CutMix pair the images of a forward pass.
-    multiple = 2 if getattr(train, "mixup", 0) or getattr(train, "cutmix", 0) else 1
+    # Mixup and CutMix pair the images of a forward pass; a decoded image's crops stay in one.
+    paired = getattr(train, "mixup", 0) or getattr(train, "cutmix", 0)
+    multiple = math.lcm(2 if paired else 1, recipe.data.repeats)
     batch_size = multiple * max(1, round(images / (devices * accumulate * multiple)))
     scaled = batch_size * accumulate * devices
     kept = f"{scaled} images a step, " + (

@@ -1,6 +1,7 @@
 """`fcmae ablate`: one training with single differences, over several seeds, in one table."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     spec = load_spec(arguments.config, _options(words))
     out = arguments.out or Path("runs", "ablations", arguments.config.stem)
     if arguments.dry_run:
-        return _dry_run(spec, out)
+        return _dry_run(spec, out, arguments.arms)
     return _run(spec, out, arguments.arms)
 
 
@@ -57,15 +58,14 @@ def _options(words: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def _dry_run(spec: AblationSpec, out: Path) -> int:
-    from fcmae.ablation.harness import check_runs, stages
+def _dry_run(spec: AblationSpec, out: Path, arms: Sequence[str] | None) -> int:
+    from fcmae.ablation.harness import check_runs, runs_in_order, stages
 
     check_runs(spec, out)
-    for seed in spec.seeds:
-        for arm in spec.arms:
-            left = [stage.name for stage in stages(spec, arm, seed, out=out) if not stage.done]
-            differences = " ".join(f"{key}={value}" for key, value in spec.arms[arm].items()) or "the base"
-            print(f"{arm}, seed {seed} ({differences}): {', '.join(left) or 'done'}")
+    for arm, seed in runs_in_order(spec, arms):
+        left = [stage.name for stage in stages(spec, arm, seed, out=out) if not stage.done]
+        differences = " ".join(f"{key}={value}" for key, value in spec.arms[arm].items()) or "the base"
+        print(f"{arm}, seed {seed} ({differences}): {', '.join(left) or 'done'}")
     return 0
 
 
@@ -80,7 +80,7 @@ def _run(spec: AblationSpec, out: Path, arms: Sequence[str] | None) -> int:
     print(text_table(result))
     print(f"The table: {(out / RESULTS).resolve()}\nThe page: {(out / PAGE).resolve()}")
     if execute.received is not None:
-        print(f"fcmae: {execute.received}: stopped and saved. The same command goes on.")
+        print(f"fcmae: {execute.received}: stopped and saved. The same command goes on.", file=sys.stderr)
         return 130 if execute.received == "SIGINT" else 75
     disagree = result.agreement is not None and result.agreement.holds is False
     return 1 if disagree or any(run.state == "failed" for run in result.runs) else 0

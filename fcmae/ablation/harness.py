@@ -55,14 +55,10 @@ def run_ablation(
         InputError: an arm's configuration cannot be used, or a folder holds another one's run.
     """
     check_runs(spec, out)
-    chosen = list(spec.arms) if arms is None else arms
-    unknown = [arm for arm in chosen if arm not in spec.arms]
-    require(not unknown, f"--arms: expected of {', '.join(spec.arms)}, got {', '.join(unknown)}.")
+    runs = runs_in_order(spec, arms)
     if spec.hold_out is not None:
         first = spec.pretrain_config(next(iter(spec.arms)), seed=spec.seeds[0], out=out)
         hold_out_scans(first.data, out, share=spec.hold_out)
-    # Seeds outside: a slow hour of the machine meets all arms alike.
-    runs = [(arm, seed) for seed in spec.seeds for arm in chosen]
     for number, (arm, seed) in enumerate(runs, start=1):
         print(f"[{number}/{len(runs)}] {arm}, seed {seed}", flush=True)
         outcome, reason = run_one(spec, arm, seed, out=out, execute=execute)
@@ -72,6 +68,17 @@ def run_ablation(
         if outcome == "stopped":
             return result
     return collect(spec, out)
+
+
+def runs_in_order(spec: AblationSpec, arms: Sequence[str] | None = None) -> list[tuple[str, int]]:
+    """(arm, seed) of these arms, or of all: a slow hour of the machine meets every arm of a seed alike.
+
+    Raises:
+        InputError: an arm that the ablation has not.
+    """
+    unknown = [arm for arm in arms or () if arm not in spec.arms]
+    require(not unknown, f"--arms: expected of {', '.join(spec.arms)}, got {', '.join(unknown)}.")
+    return [(arm, seed) for seed in spec.seeds for arm in arms or spec.arms]
 
 
 def check_runs(spec: AblationSpec, out: Path) -> None:

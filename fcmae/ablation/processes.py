@@ -1,5 +1,6 @@
 """Stages of an ablation as processes of their own, which a signal to the ablation stops too."""
 
+import fcntl
 import signal
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
+
+from fcmae.errors import InputError
 
 STOPPED = (75, 130)
 """Exit codes of a run that was told to stop and has saved."""
@@ -48,8 +51,21 @@ class Processes:
             signal.signal(number, handler)
 
     def __call__(self, module: str, arguments: Sequence[str], output: Path) -> int:
-        """Run a stage to its end; negative: the signal that killed it."""
+        """Run a stage to its end; negative: the signal that killed it.
+
+        Raises:
+            InputError: a process of this run is there, maybe of an ablation that was itself killed.
+        """
         with output.open("ab") as file:
+            try:
+                fcntl.flock(
+                    file, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # held by the process, which inherits the file
+            except BlockingIOError:
+                raise InputError(
+                    f"ablate: expected no other process to write to {output.parent}, got one. Wait for it, or "
+                    "end it."
+                ) from None
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.DEVNULL,

@@ -84,7 +84,12 @@ def test_the_command_tells_failures_by_its_exit_code(
     assert cli.main([*arguments, "--dry-run", "--train.steps=5"]) == 2
     assert "train.steps = 4 (wanted: 5)" in capsys.readouterr().err
     assert cli.main([*arguments, "--dry-run"]) == 0
-    assert "sparse, seed 0 (the base): pretrain" not in capsys.readouterr().out
+    assert capsys.readouterr().out == (
+        "sparse, seed 0 (the base): done\nleaky, seed 0 (model.execution=leaky_dense): done\n"
+    )
+    assert cli.main([*arguments, "--dry-run", "--arms", "leaky", "--out", str(tmp_path / "new")]) == 0
+    assert capsys.readouterr().out == "leaky, seed 0 (model.execution=leaky_dense): pretrain\n"
+    assert cli.main([*arguments, "--dry-run", "leaky"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Ablations that really train: what is done is skipped, what was interrupted goes on, one failure is one."""
 
+import fcntl
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,3 +169,17 @@ def test_signals_reach_the_process_and_end_the_ablation(tmp_path: Path) -> None:
         timer.join()
     assert code == -signal.SIGTERM and execute.received == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_two_processes_do_not_write_to_one_run(tmp_path: Path) -> None:
+    """The second is refused while the first lives, also when what started the first does not."""
+    output = tmp_path / "output.txt"
+    with output.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=file)
+    arguments = ["-n", "1", "1"]
+    with Processes() as execute:
+        with pytest.raises(InputError, match="expected no other process"):
+            execute("timeit", arguments, output)
+        orphan.communicate(b"\n")
+        assert execute("timeit", arguments, output) == 0

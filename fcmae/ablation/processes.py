@@ -58,13 +58,12 @@ class Processes:
         """
         with output.open("ab") as file:
             try:
-                fcntl.flock(
-                    file, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # held by the process, which inherits the file
+                # Held by the process too, which inherits the open file.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(
-                    f"ablate: expected no other process to write to {output.parent}, got one. Wait for it, or "
-                    "end it."
+                    f"ablate: expected no other process to write to {output.parent}, got one. Wait for it, "
+                    "or end it."
                 ) from None
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],

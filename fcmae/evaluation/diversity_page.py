@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fcmae.evaluation.diversity import DEAD, SATURATED, LayerDiversity
+from fcmae.evaluation.diversity import DEAD, MAPS, SATURATED, LayerDiversity
 from fcmae.report import page, plots
 from fcmae.report.page import INK, Column, Html
 
@@ -148,7 +148,7 @@ def _map_figure(name: str, layers: Sequence[LayerDiversity]) -> Html:
     return page.figure(
         drawn,
         alt=f"activation maps of {name}",
-        caption=f"{name}: the first {len(chosen[0].maps)} channels of the first image in {count} layers. "
+        caption=f"{name}: the first channels, at most {MAPS}, of the first image in {count} layers. "
         "Absolute values, 1 at the 99.5th percentile of the layer's maps; a dark square is a dead channel, "
         "an even one a saturated one.",
     )

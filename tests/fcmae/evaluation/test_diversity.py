@@ -83,7 +83,7 @@ def test_effective_rank_counts_directions():
 
 def test_dead_and_saturated_channels_are_counted():
     features = torch.randn(64, 10, dtype=torch.float64)
-    features[:, 0] = 0
+    features[:, 0] = 0.1 * DEAD  # flat, too, but not counted twice
     features[:, 1] *= 0.1 * DEAD / features[:, 1].abs().max()
     features[:, 2] = 5
     features[:, 3] = -4 + 0.5 * SATURATED * torch.randn(64, dtype=torch.float64).clamp(-1, 1)

@@ -24,11 +24,13 @@ from fcmae.config import (
 from fcmae.config_io import to_dict
 from fcmae.convert import convert_weights
 from fcmae.data import eval_transform, evaluation_batches
+from fcmae.errors import InputError
 from fcmae.evaluation.encoders import load_encoder
 from fcmae.evaluation.evaluate import evaluate, shuffle_labels
 from fcmae.evaluation.features import open_split
 from fcmae.evaluation.knn import embed_images
 from fcmae.methods import MSN, Method, from_config
+from fcmae.models import create_backbone
 from fcmae.training.checkpoints import save_checkpoint
 
 MODELS: dict[str, ModelConfig] = {
@@ -185,6 +187,40 @@ def test_classifiers_of_averaged_patches_keep_their_norm(name: str, folder_data:
         encoder.set_submodule("norm", torch.nn.Identity())
         expected = norm(encoder.eval()(images)[-1].mean(dim=(1, 2)))
         torch.testing.assert_close(loaded.encoder.embed(images), expected)
+
+
+def test_learnt_positions_of_a_small_grid_are_used_as_they_are(tmp_path: Path):
+    options = {"depths": (1,), "dims": (8,), "num_heads": 2, "positions": "learnt"}
+    encoder = create_backbone("vit_tiny_patch8", **options).eval()
+    encoder.set_image_size((32, 32))
+    torch.nn.init.normal_(encoder.pos_embed)
+    torch.save(encoder.state_dict(), tmp_path / "vit.pth")
+    loaded = load_encoder(tmp_path / "vit.pth", in_chans=3, num_heads=2)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encoder.embed(images), encoder.embed(images))
+
+
+def test_unreadable_images_shift_no_label_and_are_missed_in_a_list(folder_data: DataConfig, tmp_path: Path):
+    save_run(tmp_path / "run", MODELS["convnextv2"], folder_data)
+    config = config_for(folder_data, tmp_path, protocols="lowshot")
+    twice = [str(tmp_path / "run")] * 2
+    whole = evaluate(config, twice, log=lambda _: 0)
+    assert [cell.protocol for cell in whole.cells] == ["1 a class", "2 a class", "20 %"]
+
+    split = open_split(folder_data, "train")
+    lists = [path.read_text() for path in (tmp_path / "cache" / "splits" / split.key).iterdir()]
+    listed = [name in "".join(lists) for name in split.names]
+    assert not all(listed)
+    Path(split.dataset.name_of(listed.index(False))).write_bytes(b"no image")  # before some that are listed
+    assert any(listed[listed.index(False) :])
+    again = evaluate(config, twice, log=lambda _: 0)
+    assert [cell.accuracy for cell in again.cells] == [cell.accuracy for cell in whole.cells]
+
+    missing = split.names[listed.index(True)]
+    Path(split.dataset.name_of(listed.index(True))).write_bytes(b"no image")
+    with pytest.raises(InputError, match=rf"lowshot.splits: expected readable images, got .*: {missing}\."):
+        evaluate(config, twice, log=lambda _: 0)
 
 
 def test_command_prints_and_writes_the_table(folder_data: DataConfig, tmp_path: Path, capsys):

@@ -204,6 +204,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         settings = {k: v for k, v in vars(args).items() if k != "json"}
         report = {"machine": facts, "settings": settings, "results": results}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     differs = any(reason.startswith(DIFFERS) for result in results for reason in result["reasons"].values())
     return 1 if differs else 0

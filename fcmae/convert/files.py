@@ -124,7 +124,7 @@ def checkpoints_of(folder: str | Path) -> list[Path]:
     """The files `step_*.pt` of a run folder, or of its `checkpoints` folder, newest step first."""
     folder = Path(folder)
     inner = folder / "checkpoints"
-    files = (inner if inner.is_dir() else folder).glob("step_*.pt")
+    files = (inner if os.path.isdir(inner) else folder).glob("step_*.pt")
     numbered = [(int(found[1]), path) for path in files if (found := _STEP_FILE.fullmatch(path.name))]
     return [path for _, path in sorted(numbered, reverse=True)]
 
@@ -213,12 +213,15 @@ def write_weights(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask wants it; safetensors writes 0600
         if path.suffix == ".safetensors":
             safetensors.torch.save_file(tensors, temporary, metadata=dict(metadata))
         else:
             torch.save({key: tensors, "metadata": dict(metadata)}, temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:  # the two savers wrap a full disk in their own
         raise InputError(f"out: expected to write {path}, got: {error}. Check its folder.") from error

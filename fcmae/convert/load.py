@@ -35,6 +35,7 @@ def load_weights(
         InputError: the file cannot be read, a key is unexplained or missing, a shape differs, or a
             value is not finite.
     """
+    module = getattr(module, "_orig_mod", module)  # torch.compile wraps it, and its names
     opened = open_source(weights, source=source)
     expected = module.state_dict()
     target = find_format(expected)[1]

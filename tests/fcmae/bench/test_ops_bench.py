@@ -18,7 +18,7 @@ OPERATIONS = ["depthwise 7x7", "regular 3x3", "downsample 2x2", "grn", "grn_mlp"
 
 
 def run(tmp_path, *engines: str) -> tuple[int, dict[tuple[str, str], dict]]:
-    path = tmp_path / "ops.json"
+    path = tmp_path / "new" / "ops.json"  # its folder is made
     code = main([*TINY, "--engines", *engines, "--json", str(path)])
     report = json.loads(path.read_text())
     assert report["machine"]["torch"] == torch.__version__ and report["settings"]["channels"] == 4

@@ -199,3 +199,11 @@ def test_unwritable_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(InputError, match="got a folder"):
         write_weights(tmp_path / "folder.pth", WEIGHTS, metadata={}, force=True)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_written_files_have_the_mode_of_any_new_file(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    path = tmp_path / f"a{suffix}"
+    write_weights(path, WEIGHTS, metadata={}, force=False)
+    assert path.stat().st_mode == (tmp_path / "new").stat().st_mode

@@ -156,3 +156,9 @@ def test_tensors_that_hold_no_plain_numbers_are_refused(
     key = "encoder.stages.3.blocks.0.norm.weight"
     with pytest.raises(InputError, match=f"{key} \\({told}\\)"):
         load_weights(small_encoder(), {**small_weights, key: change(small_weights[key])})
+
+
+def test_compiled_modules_are_filled(small_weights: dict[str, Tensor]) -> None:
+    encoder = small_encoder()
+    load_weights(torch.compile(encoder), small_weights)  # type: ignore[arg-type]
+    assert torch.equal(encoder.state_dict()["stem.0.weight"], small_weights["encoder.stem.0.weight"])

@@ -107,13 +107,13 @@ def test_bad_input_is_named(argv: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (["bench"], 2, "expected step or ops, got none"),
-        (["bench", "opps"], 2, "expected step or ops, got opps"),
-        (["bench", "--help"], 0, "usage: fcmae bench {step,ops}"),
+        (["bench"], 2, "expected step, ops or data, got none"),
+        (["bench", "opps"], 2, "expected step, ops or data, got opps"),
+        (["bench", "--help"], 0, "usage: fcmae bench {step,ops,data}"),
         (["bench", "ops", "--channels", "many"], 2, "argument --channels: invalid int value"),
     ],
 )
-def test_the_command_line_knows_both_benchmarks(argv: list[str], code: int, message: str, capsys) -> None:
+def test_the_command_line_knows_the_benchmarks(argv: list[str], code: int, message: str, capsys) -> None:
     assert fcmae(argv) == code
     printed = capsys.readouterr()
     assert message in printed.out + printed.err

@@ -83,6 +83,18 @@ def outputs_and_gradients(op: Callable[..., Tensor], inputs: Sequence[Tensor]) -
     return [out.detach(), *gradients]
 
 
+class NoGradient(torch.autograd.Function):
+    """The identity; its backward has no gradient for its input, which autograd hands on as None."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *_: Tensor) -> None:
+        return None
+
+
 def assert_within_budget(
     actual: Tensor,
     reference: Tensor,

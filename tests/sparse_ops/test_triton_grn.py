@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from sparse_ops import ActiveSites, SparseImage, global_response_norm, grn_mlp
 from sparse_ops.testing import (
     SITE_CASES,
+    NoGradient,
     assert_parity,
     assert_within_budget,
     make_sites,
@@ -199,6 +200,19 @@ def test_checkpointing_and_autocast_change_nothing() -> None:
     with torch.autocast(DEVICE, torch.bfloat16):  # around backward() alone
         actual = torch.autograd.grad(out.sum(), inputs)
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["scatter", "triton"])
+def test_an_undefined_gradient_is_handed_on(backend: str) -> None:
+    sites = sites_on_device("random")
+    grn_inputs, mlp_inputs = (
+        [t.requires_grad_() for t in draw(*shapes, dtype=torch.float32)]
+        for shapes in ([(sites.num_sites, 7), (7,), (7,)], mlp_shapes(sites.num_sites))
+    )
+    for op, inputs in ((grn_of, grn_inputs), (mlp_of, mlp_inputs)):
+        out = op(sites, backend)(*inputs)
+        gradients = torch.autograd.grad(NoGradient.apply(out).sum(), inputs, allow_unused=True)
+        assert gradients == (None,) * len(inputs)
 
 
 def test_parameters_may_be_wider_than_the_features() -> None:

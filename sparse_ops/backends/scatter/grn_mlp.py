@@ -134,7 +134,9 @@ def _setup(ctx, inputs, output) -> None:
     ctx.rows_per_image, ctx.eps = rows_per_image, eps
 
 
-def _backward(ctx, grad: Tensor, _pre, _norms) -> tuple:
+def _backward(ctx, grad: Tensor | None, _pre, _norms) -> tuple:
+    if grad is None:
+        return (None,) * 9
     gradients = _grn_mlp_backward(grad.contiguous(), *ctx.saved_tensors, ctx.rows_per_image, ctx.eps)
     return (*gradients, None, None)
 

@@ -96,7 +96,9 @@ def _setup_grn(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _backward_grn(ctx, grad: Tensor, _norms) -> tuple:
+def _backward_grn(ctx, grad: Tensor | None, _norms) -> tuple:
+    if grad is None:
+        return (None,) * 5
     return (*_grn_backward(grad, *ctx.saved_tensors, ctx.eps), None, None)
 
 
@@ -181,7 +183,9 @@ def _setup_mlp(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _backward_mlp(ctx, grad: Tensor, _pre, _norms) -> tuple:
+def _backward_mlp(ctx, grad: Tensor | None, _pre, _norms) -> tuple:
+    if grad is None:
+        return (None,) * 9
     saved = ctx.saved_tensors
     # The forward pass chose the dtype; autocast around backward() must not choose another.
     with torch.autocast(grad.device.type, enabled=False):

@@ -7,7 +7,7 @@ Lengths of training are counted in optimiser steps, learning rates as `base_lr` 
 
 from fcmae.config.checks import check_range, require
 from fcmae.config.convmae import ConvMAEConfig
-from fcmae.config.data import DataConfig
+from fcmae.config.data import DataConfig, PixelConfig
 from fcmae.config.diversity import DiversityConfig
 from fcmae.config.evaluate import PROTOCOLS, EvaluateConfig, KnnConfig, LowShotConfig, ProbeConfig
 from fcmae.config.mae import MAEConfig
@@ -35,6 +35,7 @@ __all__ = [
     "MAEConfig",
     "MSNConfig",
     "ModelConfig",
+    "PixelConfig",
     "PretrainConfig",
     "ProbeConfig",
     "RunConfig",

@@ -7,7 +7,39 @@ from fcmae.config.checks import check_range, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class PixelConfig:
+    """Pixels of images, and the processes that read them."""
+
+    in_chans: int = 3
+    """Channels of the network's input; images of other channels are converted where that has one meaning."""
+    mean: tuple[float, ...] | None = None
+    """Mean per channel of pixels in [0, 1]. None: ImageNet's for 3 channels, 0.5 otherwise."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation per channel of pixels in [0, 1]. None: ImageNet's for 3 channels, 0.25 otherwise."""
+    workers: int = 2
+    """Loader processes; 0 decodes in the training process."""
+    timeout: float = 600.0
+    """Seconds to wait for a batch from the loader processes before the run stops; 0: for ever."""
+    max_bad_images: int = 100
+    """Unreadable images that are skipped, counted and named before the run stops."""
+
+    def __post_init__(self) -> None:
+        require(self.in_chans > 0, f"data.in_chans: expected at least 1, got {self.in_chans}.")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            require(
+                values is None or len(values) == self.in_chans,
+                f"data.{name}: expected {self.in_chans} values (data.in_chans), got {values}.",
+            )
+        require(self.std is None or min(self.std) > 0, f"data.std: expected positive values, got {self.std}.")
+        require(
+            self.max_bad_images >= 0, f"data.max_bad_images: expected 0 or more, got {self.max_bad_images}."
+        )
+        require(self.timeout >= 0, f"data.timeout: expected 0 or more, got {self.timeout:g}.")
+        require(self.workers >= 0, f"data.workers: expected 0 or more, got {self.workers}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(PixelConfig):
     """Images: where they are and how they become tensors."""
 
     source: Literal["folder", "shards", "arrays", "digits"] = "folder"
@@ -30,12 +62,6 @@ class DataConfig:
     """Fine-tune on this many labelled images of each class; None: all."""
     image_size: int | tuple[int, int] = 224
     """Side of the square crop, or (height, width), in pixels."""
-    in_chans: int = 3
-    """Channels of the network's input; images of other channels are converted where that has one meaning."""
-    mean: tuple[float, ...] | None = None
-    """Mean per channel of pixels in [0, 1]. None: ImageNet's for 3 channels, 0.5 otherwise."""
-    std: tuple[float, ...] | None = None
-    """Standard deviation per channel of pixels in [0, 1]. None: ImageNet's for 3 channels, 0.25 otherwise."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Area of the random resized crop as a share of the image (the paper: 0.2 to 1)."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -48,14 +74,9 @@ class DataConfig:
     repeats: int = 1
     """Random crops, each with a mask of its own, of one decoded image, next to each other in a batch. A pass
     over the images takes this many times as many steps; a divisor of `train.batch_size`."""
-    workers: int = 2
-    """Loader processes; 0 decodes in the training process."""
-    timeout: float = 600.0
-    """Seconds to wait for a batch from the loader processes before the run stops; 0: for ever."""
-    max_bad_images: int = 100
-    """Unreadable images that are skipped, counted and named before the run stops."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.source == "digits" or self.root is not None,
             "data.root: expected a .npy file, got none. Add --data.root FILE."
@@ -78,7 +99,6 @@ class DataConfig:
         )
         height, width = self.size
         require(height > 0 and width > 0, f"data.image_size: expected positive sides, got {self.image_size}.")
-        require(self.in_chans > 0, f"data.in_chans: expected at least 1, got {self.in_chans}.")
         check_range("data.val_fraction", self.val_fraction, 0.0, 0.9)
         require(
             self.labels_per_class is None or self.labels_per_class >= 1,
@@ -90,18 +110,7 @@ class DataConfig:
         )
         low, high = self.crop_ratio
         require(0 < low <= high, f"data.crop_ratio: expected 0 < low <= high, got {self.crop_ratio}.")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            require(
-                values is None or len(values) == self.in_chans,
-                f"data.{name}: expected {self.in_chans} values (data.in_chans), got {values}.",
-            )
-        require(self.std is None or min(self.std) > 0, f"data.std: expected positive values, got {self.std}.")
-        require(
-            self.max_bad_images >= 0, f"data.max_bad_images: expected 0 or more, got {self.max_bad_images}."
-        )
         require(self.repeats >= 1, f"data.repeats: expected at least 1, got {self.repeats}.")
-        require(self.timeout >= 0, f"data.timeout: expected 0 or more, got {self.timeout:g}.")
-        require(self.workers >= 0, f"data.workers: expected 0 or more, got {self.workers}.")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from fcmae.data.decode import UnreadableImageError, unit_pixels, with_channels
 from fcmae.errors import InputError
 
 
-class ArrayDataset(ImageDataset):
+class ArrayDataset(ImageDataset[Tensor]):
     """The images of an array; the type decides the scale, as in `decode_image`.
 
     Args:

@@ -1,12 +1,15 @@
 """What every source of images offers: images by index, with their names and classes."""
 
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
+Loaded = TypeVar("Loaded")
+"""What is loaded of an image: its pixels, or these and its annotations."""
 
-class ImageDataset(Dataset[Tensor]):
+
+class ImageDataset(Dataset[Loaded], Generic[Loaded]):
     """Images by index, with their names and, where there are any, their classes."""
 
     classes: tuple[str, ...] | None = None
@@ -17,15 +20,16 @@ class ImageDataset(Dataset[Tensor]):
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> Loaded:
         return self.load(index)
 
     def name_of(self, index: int) -> str:
         """What messages call the image: its path, or its number in a built-in set."""
         raise NotImplementedError
 
-    def load(self, index: int) -> Tensor:
+    def load(self, index: int) -> Loaded:
         """Pixels [in_chans, H, W], float32 in [0, 1] or uint8; H and W may differ between images.
+        Where the images are annotated, a tuple of these and the annotations.
 
         Raises:
             UnreadableImageError: the image cannot be decoded.
@@ -33,13 +37,13 @@ class ImageDataset(Dataset[Tensor]):
         """
         raise NotImplementedError
 
-    def subset(self, indices: Sequence[int]) -> "ImageDataset":
+    def subset(self, indices: Sequence[int]) -> "ImageDataset[Loaded]":
         """The images at `indices`, in that order, with their classes."""
         return _Subset(self, indices)
 
 
-class _Subset(ImageDataset):
-    def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
+class _Subset(ImageDataset[Loaded]):
+    def __init__(self, dataset: ImageDataset[Loaded], indices: Sequence[int]) -> None:
         self._dataset = dataset
         self._indices = list(indices)
         self.classes = dataset.classes
@@ -51,5 +55,5 @@ class _Subset(ImageDataset):
     def name_of(self, index: int) -> str:
         return self._dataset.name_of(self._indices[index])
 
-    def load(self, index: int) -> Tensor:
+    def load(self, index: int) -> Loaded:
         return self._dataset.load(self._indices[index])

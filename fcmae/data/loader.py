@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fcmae.data.dataset import ImageDataset
+from fcmae.data.dataset import ImageDataset, Loaded
 from fcmae.data.decode import UnreadableImageError
 from fcmae.data.order import random_draws, seed_of, shuffled_passes
-from fcmae.data.transforms import Transform
 from fcmae.data.watch import Reading
 from fcmae.errors import InputError
 
@@ -22,7 +21,8 @@ class Batch(NamedTuple, Generic[Images]):
     """Images ready for the network, and what could not be read on the way."""
 
     images: Images
-    """[B, C, H, W], float32, normalised; of a transform that makes views, the views with B in front."""
+    """[B, C, H, W], float32, normalised; of a transform that makes named tuples, such as views or an image
+    and its annotations, one with B in front of the tensors and a list of B for anything else."""
     labels: Tensor | None
     """[B], int64; None: unlabelled."""
     bad: list[str]
@@ -36,8 +36,8 @@ class Batch(NamedTuple, Generic[Images]):
 
 
 def training_batches(
-    dataset: ImageDataset,
-    transform: Callable[[Tensor], Images],
+    dataset: ImageDataset[Loaded],
+    transform: Callable[[Loaded], Images],
     *,
     batch_size: int,
     seed: int,
@@ -59,7 +59,7 @@ def training_batches(
 
     Args:
         dataset: Images; `batch_size` may exceed their number.
-        transform: To a tensor or to a named tuple of tensors, of the same shapes for every image. May draw
+        transform: To a tensor or to a named tuple; its tensors have the same shapes for every image. May draw
             from torch's, numpy's and Python's global generators; their states are kept.
         batch_size: Images per rank.
         seed: Of the order and of the transform.
@@ -98,8 +98,13 @@ def training_batches(
 
 
 def evaluation_batches(
-    dataset: ImageDataset, transform: Transform, *, batch_size: int, workers: int, timeout: float = 0.0
-) -> Iterator[Batch]:
+    dataset: ImageDataset[Loaded],
+    transform: Callable[[Loaded], Images],
+    *,
+    batch_size: int,
+    workers: int,
+    timeout: float = 0.0,
+) -> Iterator[Batch[Images]]:
     """Batches of every image once, in order; an unreadable one is left out and named in `Batch.bad`.
 
     Every batch holds at least one image, and at most `batch_size`.
@@ -114,13 +119,13 @@ def evaluation_batches(
     for batch in _batches(samples, order, workers=workers, timeout=timeout):
         if held is None:
             held = batch
-        elif len(batch.images) and len(held.images):
+        elif batch.size and held.size:
             yield held
             held = batch
         else:  # one of both is empty: its names go with the other's images
-            held = (batch if len(batch.images) else held)._replace(bad=held.bad + batch.bad)
+            held = (batch if batch.size else held)._replace(bad=held.bad + batch.bad)
     if held is not None:
-        if not len(held.images):
+        if not held.size:
             raise _none_readable(held.bad)
         yield held
 
@@ -143,12 +148,12 @@ class _Sample:
 class _Samples(Dataset[list[_Sample] | InputError]):
     """What the loader's processes make; an InputError comes back as a value, to keep its message."""
 
-    def __init__(self, dataset: ImageDataset, transform: Callable[[Tensor], Any], reading: Reading) -> None:
+    def __init__(self, dataset: ImageDataset, transform: Callable[[Any], Any], reading: Reading) -> None:
         self._dataset = dataset
         self._transform = transform
         self.reading = reading
 
-    def _load(self, index: int) -> Tensor:
+    def _load(self, index: int) -> Any:
         with self.reading.note(index):
             return self._dataset.load(index)
 
@@ -157,7 +162,7 @@ class _TrainingSamples(_Samples):
     def __init__(
         self,
         dataset: ImageDataset,
-        transform: Callable[[Tensor], Any],
+        transform: Callable[[Any], Any],
         reading: Reading,
         *,
         seed: int,
@@ -187,7 +192,7 @@ class _TrainingSamples(_Samples):
             ]
         return _none_readable(bad)
 
-    def _draw(self, image: Tensor, position: int) -> Any:
+    def _draw(self, image: Any, position: int) -> Any:
         with random_draws(seed_of("sample", self._seed, position)):
             return self._transform(image)
 
@@ -224,9 +229,10 @@ def _collate(groups: list[list[_Sample] | InputError]) -> Batch | InputError:
 
 
 def _stack(images: list[Any]) -> Any:
-    if isinstance(images[0], tuple):
-        return type(images[0])(*(torch.stack(view) for view in zip(*images, strict=True)))
-    return torch.stack(images)
+    if not isinstance(images[0], tuple):
+        return torch.stack(images)
+    parts = (list(part) for part in zip(*images, strict=True))
+    return type(images[0])(*(torch.stack(part) if isinstance(part[0], Tensor) else part for part in parts))
 
 
 def _batches(samples: _Samples, order: Iterable, *, workers: int, timeout: float) -> Iterator[Batch]:

@@ -46,7 +46,7 @@ class Index:
     """Of each shard, what is wrong with it, or an empty string."""
 
 
-class ShardDataset(ImageDataset):
+class ShardDataset(ImageDataset[Tensor]):
     """The images of shards; `min_side` and `keep_8_bit` as in `decode_image`.
 
     Holds 24 bytes an image, and no open file.

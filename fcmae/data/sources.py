@@ -22,7 +22,7 @@ from fcmae.errors import InputError
 Split = Literal["train", "val", "all"]
 
 
-class FolderDataset(ImageDataset):
+class FolderDataset(ImageDataset[Tensor]):
     """Image files; `min_side` and `keep_8_bit` as in `decode_image`."""
 
     def __init__(
@@ -57,7 +57,7 @@ class FolderDataset(ImageDataset):
         )
 
 
-class DigitsDataset(ImageDataset):
+class DigitsDataset(ImageDataset[Tensor]):
     """scikit-learn's 1797 scans of handwritten digits: 8x8, enlarged bicubically, grey in every channel."""
 
     def __init__(self, size: tuple[int, int], *, in_chans: int, labelled: bool) -> None:

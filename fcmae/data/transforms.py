@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
-from fcmae.config import DataConfig
+from fcmae.config import DataConfig, PixelConfig
 from fcmae.errors import InputError
 
 Transform = Callable[[Tensor], Tensor]
@@ -34,7 +34,7 @@ def _unit(image: Tensor) -> Tensor:
     return image.float().div_(255) if image.dtype == torch.uint8 else image
 
 
-def mean_std(config: DataConfig) -> tuple[Tensor, Tensor]:
+def mean_std(config: PixelConfig) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, [C] each, of pixels in [0, 1]."""
     colour = config.in_chans == 3
     mean = config.mean or (_IMAGENET_MEAN if colour else (0.5,) * config.in_chans)
@@ -42,7 +42,7 @@ def mean_std(config: DataConfig) -> tuple[Tensor, Tensor]:
     return torch.tensor(mean), torch.tensor(std)
 
 
-def denormalise(images: Tensor, config: DataConfig) -> Tensor:
+def denormalise(images: Tensor, config: PixelConfig) -> Tensor:
     """Pixels [..., C, H, W] in [0, 1] of normalised images; values outside are clipped."""
     mean, std = (values.to(images)[:, None, None] for values in mean_std(config))
     return (images * std + mean).clamp(0, 1)
@@ -89,7 +89,7 @@ def random_view(config: DataConfig) -> list[Transform]:
     return [crop, _unit, _clip, *([v2.RandomHorizontalFlip(0.5)] if config.flip else [])]
 
 
-def normalise(config: DataConfig) -> Transform:
+def normalise(config: PixelConfig) -> Transform:
     """Pixels in [0, 1] minus the mean, over the standard deviation: the last step."""
     mean, std = mean_std(config)
     return v2.Normalize(mean.tolist(), std.tolist())

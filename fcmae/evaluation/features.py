@@ -169,7 +169,7 @@ def _few_bad(batches: Iterator[Batch], most: int, log: Callable[[str], object]) 
         yield batch
 
 
-class _Numbered(ImageDataset):
+class _Numbered(ImageDataset[Tensor]):
     """Images whose labels are their numbers: so a batch tells which images it is without."""
 
     def __init__(self, dataset: ImageDataset) -> None:

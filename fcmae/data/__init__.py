@@ -1,12 +1,10 @@
 """Images in, batches out: sources, decoding, transforms and deterministic loading."""
 
-from fcmae.data.arrays import ArrayDataset
 from fcmae.data.dataset import ImageDataset
 from fcmae.data.decode import IMAGE_EXTENSIONS, UnreadableImageError, decode_image
 from fcmae.data.loader import Batch, evaluation_batches, training_batches
 from fcmae.data.scans import write_scans
-from fcmae.data.shards import ShardDataset
-from fcmae.data.sources import DigitsDataset, FolderDataset, open_dataset
+from fcmae.data.sources import ArrayDataset, DigitsDataset, FolderDataset, ShardDataset, open_dataset
 from fcmae.data.transforms import (
     Transform,
     denormalise,

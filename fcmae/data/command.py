@@ -10,9 +10,9 @@ from pathlib import Path
 from fcmae.arguments import OptionParser
 from fcmae.config import DataConfig, require
 from fcmae.data.dataset import ImageDataset
-from fcmae.data.folders import find_images, label_by_folder
-from fcmae.data.shards import ShardDataset, find_shards, read_index
-from fcmae.data.sources import FolderDataset, open_dataset
+from fcmae.data.sources import FolderDataset, ShardDataset, open_dataset
+from fcmae.data.sources.folders import find_images, label_by_folder
+from fcmae.data.sources.shard_index import find_shards, read_index
 from fcmae.data.stats import Kind, Stats, kinds, measure, save_picture
 from fcmae.errors import InputError
 

@@ -17,7 +17,7 @@ from webdataset.writer import TarWriter
 
 from fcmae.data.decode import RAW_MODES, plain_mode
 from fcmae.data.parallel import ordered_map
-from fcmae.data.shards import MANIFEST
+from fcmae.data.sources.shard_index import MANIFEST
 from fcmae.errors import InputError
 
 CHECKSUMS = "SHA256SUMS"

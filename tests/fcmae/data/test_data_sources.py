@@ -10,7 +10,7 @@ from PIL import Image
 
 from fcmae.config import DataConfig
 from fcmae.data import open_dataset
-from fcmae.data.splits import hold_out
+from fcmae.data.sources.splits import hold_out
 from fcmae.errors import InputError
 
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fcmae.data import folders
-from fcmae.data.folders import PathList, find_images, label_by_folder
+from fcmae.data.sources import folders
+from fcmae.data.sources.folders import PathList, find_images, label_by_folder
 
 CLASSES = tuple(f"n0{number:07}" for number in range(50))
 

@@ -17,7 +17,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from fcmae import cli
 from fcmae.config import DataConfig
 from fcmae.data import Batch, ShardDataset, open_dataset, pretrain_transform, training_batches
-from fcmae.data import shards as shards_module
+from fcmae.data.sources import shard_index
 from fcmae.errors import InputError
 
 
@@ -216,7 +216,7 @@ def test_the_index_is_built_once_and_anew_when_a_shard_changes(sharded: Path, mo
     first = open_all(sharded)
     (cache,) = sharded.glob(".index-*.npz")
     with monkeypatch.context() as patch:
-        patch.setattr(shards_module, "_scan", None)  # nothing is scanned again
+        patch.setattr(shard_index, "_scan", None)  # nothing is scanned again
         again = open_all(sharded)
     assert np.array_equal(first._index.offset, again._index.offset)
     cache.write_bytes(b"damaged")

@@ -2,86 +2,20 @@
 
 import math
 import os
-from collections.abc import Sequence
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from fcmae.config import DataConfig
-from fcmae.data.arrays import open_arrays
 from fcmae.data.dataset import ImageDataset
-from fcmae.data.decode import decode_image
-from fcmae.data.folders import find_images, label_by_folder
-from fcmae.data.shards import ShardDataset, find_shards, read_index
-from fcmae.data.splits import hold_out, limit_labels
+from fcmae.data.sources.arrays import open_arrays
+from fcmae.data.sources.digits import DigitsDataset
+from fcmae.data.sources.folders import FolderDataset, find_images, label_by_folder
+from fcmae.data.sources.shard_index import find_shards, read_index
+from fcmae.data.sources.shards import ShardDataset
+from fcmae.data.sources.splits import hold_out, limit_labels
 from fcmae.data.transforms import EVALUATION_ENLARGEMENT
 from fcmae.errors import InputError
 
 Split = Literal["train", "val", "all"]
-
-
-class FolderDataset(ImageDataset[Tensor]):
-    """Image files; `min_side` and `keep_8_bit` as in `decode_image`."""
-
-    def __init__(
-        self,
-        paths: Sequence[str],
-        *,
-        in_chans: int,
-        min_side: int | None = None,
-        keep_8_bit: bool = False,
-        labels: Sequence[int] | None = None,
-        classes: Sequence[str] | None = None,
-    ) -> None:
-        self._paths = paths
-        self._in_chans = in_chans
-        self._min_side = min_side
-        self._keep_8_bit = keep_8_bit
-        self.labels = None if labels is None else list(labels)
-        self.classes = None if classes is None else tuple(classes)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def name_of(self, index: int) -> str:
-        return self._paths[index]
-
-    def load(self, index: int) -> Tensor:
-        return decode_image(
-            self._paths[index],
-            in_chans=self._in_chans,
-            min_side=self._min_side,
-            keep_8_bit=self._keep_8_bit,
-        )
-
-
-class DigitsDataset(ImageDataset[Tensor]):
-    """scikit-learn's 1797 scans of handwritten digits: 8x8, enlarged bicubically, grey in every channel."""
-
-    def __init__(self, size: tuple[int, int], *, in_chans: int, labelled: bool) -> None:
-        # Here, as no other source needs scikit-learn, and the methods import this module.
-        from sklearn.datasets import load_digits
-
-        pixels, digits = load_digits(return_X_y=True)
-        self._scans = torch.from_numpy(pixels).to(torch.float32).view(-1, 1, 8, 8) / 16
-        self._size = size
-        self._in_chans = in_chans
-        if labelled:
-            self.labels = digits.tolist()
-            self.classes = tuple(str(digit) for digit in range(10))
-
-    def __len__(self) -> int:
-        return len(self._scans)
-
-    def name_of(self, index: int) -> str:
-        return f"digits[{index}]"
-
-    def load(self, index: int) -> Tensor:
-        scan = self._scans[index : index + 1]
-        enlarged = F.interpolate(scan, size=self._size, mode="bicubic", align_corners=False, antialias=True)
-        return enlarged[0].clamp_(0, 1).repeat(self._in_chans, 1, 1)
 
 
 def open_dataset(config: DataConfig, *, split: Split, labelled: bool) -> ImageDataset:

@@ -1,23 +1,21 @@
-"""WebDataset shards on a disk, read at random: an index of their members makes them like a folder."""
+"""Which shards there are, and where in them each image lies: an index of their tar headers."""
 
 import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from fcmae.data.dataset import ImageDataset
-from fcmae.data.decode import IMAGE_EXTENSIONS, UnreadableImageError, decode_image
+from fcmae.data.decode import IMAGE_EXTENSIONS
 from fcmae.errors import InputError
 
 MANIFEST = "manifest.json"
-_BLOCK = tarfile.BLOCKSIZE
+BLOCK = tarfile.BLOCKSIZE
+"""Bytes that a header takes, and a multiple of which a member does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,67 +42,6 @@ class Index:
     """int32 [N]; -1: none."""
     damage: np.ndarray
     """Of each shard, what is wrong with it, or an empty string."""
-
-
-class ShardDataset(ImageDataset[Tensor]):
-    """The images of shards; `min_side` and `keep_8_bit` as in `decode_image`.
-
-    Holds 24 bytes an image, and no open file.
-    """
-
-    def __init__(
-        self,
-        shards: ShardSet,
-        index: Index,
-        *,
-        in_chans: int,
-        min_side: int | None = None,
-        keep_8_bit: bool = False,
-        classes: Sequence[str] | None = None,
-    ) -> None:
-        self._paths = shards.paths
-        self._index = index
-        self._in_chans = in_chans
-        self._min_side = min_side
-        self._keep_8_bit = keep_8_bit
-        if classes is not None:
-            self.classes = tuple(classes)
-            # A damaged shard's entry is never read: any class will do.
-            self.labels = np.maximum(index.label, 0).tolist()
-
-    def __len__(self) -> int:
-        return len(self._index.size)
-
-    def name_of(self, index: int) -> str:
-        # Nothing is read for it: it is asked for when a disk hangs. `load` names the member.
-        return f"{self._path_of(index)}[byte {self._index.offset[index]}]"
-
-    def load(self, index: int) -> Tensor:
-        path, size = self._path_of(index), int(self._index.size[index])
-        if size < 0:
-            damage = self._index.damage[self._index.shard[index]]
-            raise UnreadableImageError(path, str(damage))
-        try:
-            with open(path, "rb") as file:
-                file.seek(int(self._index.offset[index]) - _BLOCK)
-                header, content = file.read(_BLOCK), file.read(size)
-            name = f"{path}/{tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape').name}"
-        except (OSError, tarfile.HeaderError) as error:
-            raise UnreadableImageError(self.name_of(index), str(error)) from error
-        if len(content) < size:
-            raise UnreadableImageError(
-                name, f"expected {size} bytes, got {len(content)}: the shard is cut off"
-            )
-        return decode_image(
-            name,
-            in_chans=self._in_chans,
-            min_side=self._min_side,
-            keep_8_bit=self._keep_8_bit,
-            content=content,
-        )
-
-    def _path_of(self, index: int) -> str:
-        return self._paths[self._index.shard[index]]
 
 
 def find_shards(root: str, *, field: str) -> ShardSet:
@@ -191,7 +128,7 @@ def _build_index(shards: ShardSet) -> Index:
             problem = f"expected {shards.samples[number]} images, got {len(rows)}: {problem or 'others'}"
         damage.append(problem)
         if problem:
-            rows.append((_BLOCK, -1, -1))
+            rows.append((BLOCK, -1, -1))
         table = np.array(rows, dtype=np.int64).reshape(-1, 3)
         columns["shard"].append(np.full(len(table), number, dtype=np.int32))
         for name, values in zip(("offset", "size", "label"), table.T, strict=True):
@@ -220,7 +157,7 @@ def _scan(path: str) -> tuple[list[tuple[int, int, int]], str]:
                 tar.members.clear()  # type: ignore[attr-defined] - it would keep every header
                 if member.offset != expected:
                     problem = problem or f"damaged at byte {expected}"
-                expected = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                expected = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 key, extension = _split(member.name)
                 if not member.isfile() or key is None:
                     continue
@@ -236,8 +173,8 @@ def _scan(path: str) -> tuple[list[tuple[int, int, int]], str]:
                     file.seek(place)
                     label = int(text) if text.strip().isdigit() else -1
             file.seek(expected)
-            tail = file.read(_BLOCK)
-            if len(tail) < _BLOCK or any(tail):
+            tail = file.read(BLOCK)
+            if len(tail) < BLOCK or any(tail):
                 problem = problem or f"damaged or truncated at byte {expected}"
     except (OSError, tarfile.TarError) as error:
         problem = problem or " ".join(str(error).split())

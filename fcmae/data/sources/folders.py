@@ -5,8 +5,46 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
-from fcmae.data.decode import IMAGE_EXTENSIONS
+from torch import Tensor
+
+from fcmae.data.dataset import ImageDataset
+from fcmae.data.decode import IMAGE_EXTENSIONS, decode_image
 from fcmae.errors import InputError
+
+
+class FolderDataset(ImageDataset[Tensor]):
+    """Image files; `min_side` and `keep_8_bit` as in `decode_image`."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        in_chans: int,
+        min_side: int | None = None,
+        keep_8_bit: bool = False,
+        labels: Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self._paths = paths
+        self._in_chans = in_chans
+        self._min_side = min_side
+        self._keep_8_bit = keep_8_bit
+        self.labels = None if labels is None else list(labels)
+        self.classes = None if classes is None else tuple(classes)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name_of(self, index: int) -> str:
+        return self._paths[index]
+
+    def load(self, index: int) -> Tensor:
+        return decode_image(
+            self._paths[index],
+            in_chans=self._in_chans,
+            min_side=self._min_side,
+            keep_8_bit=self._keep_8_bit,
+        )
 
 
 class PathList(Sequence[str]):

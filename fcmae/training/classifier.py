@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,23 +55,14 @@ def build_classifier(
         InputError: unknown backbone, weights that cannot be read, or weights of another backbone or other
             images.
     """
-    preset = find_preset(model.backbone)
-    if model.num_heads is not None and isinstance(preset, ConvNeXtV2Preset):
-        raise InputError(
-            f"model.num_heads: expected none for {model.backbone}, got {model.num_heads}. Leave it out."
-        )
-    if model.global_pool == "token" and not isinstance(preset, ViTPreset):
+    if model.global_pool == "token" and not isinstance(find_preset(model.backbone), ViTPreset):
         raise InputError(
             f"model.global_pool: expected avg for {model.backbone}, which has no class token, got token. "
             "Leave it out."
         )
-    source = None if weights is None else open_source(weights)
-    if source is None:
-        architecture = _of_preset(model.backbone, preset, in_chans)
-    else:
-        architecture = source.architecture()
-        _require_same_network(architecture, source, model, in_chans)
-    heads = _heads(model, preset, source)
+    architecture, source, heads = open_network(
+        model.backbone, weights, in_chans=in_chans, num_heads=model.num_heads
+    )
     if isinstance(architecture, ViTArchitecture):
         return _vit(model, architecture, source, num_classes, heads, image_size), architecture.depths
     if isinstance(architecture, ConvMAEArchitecture):
@@ -81,6 +73,34 @@ def build_classifier(
     if source is not None:
         load_weights(classifier, source.without("head."), source=source.format.name)
     return classifier, architecture.depths or find_preset(architecture.backbone).depths
+
+
+def open_network(
+    backbone: str, weights: str | Path | Mapping[str, Any] | None, *, in_chans: int, num_heads: int | None
+) -> tuple[Network, Source | None, int]:
+    """What is to be built, the weights for it, and its attention heads.
+
+    Args:
+        backbone: Name of a preset.
+        weights: As for `build_classifier`.
+        in_chans: Channels of the images.
+        num_heads: Attention heads; None: the preset's.
+    Returns:
+        (the weights' architecture, or the preset's; the weights, or None; heads, 1 where there are none).
+    Raises:
+        InputError: unknown backbone, weights that cannot be read, or weights of another backbone, of other
+            images or of other heads.
+    """
+    preset = find_preset(backbone)
+    if num_heads is not None and isinstance(preset, ConvNeXtV2Preset):
+        raise InputError(f"model.num_heads: expected none for {backbone}, got {num_heads}. Leave it out.")
+    source = None if weights is None else open_source(weights)
+    if source is None:
+        architecture = _of_preset(backbone, preset, in_chans)
+    else:
+        architecture = source.architecture()
+        _require_same_network(architecture, source, backbone, in_chans)
+    return architecture, source, _heads(num_heads, preset, source)
 
 
 def _vit(
@@ -165,22 +185,20 @@ def _of_preset(backbone: str, preset: Preset, in_chans: int) -> Network:
     return Architecture(backbone=backbone, in_chans=in_chans)
 
 
-def _require_same_network(
-    architecture: Network, source: Source, model: ClassifierConfig, in_chans: int
-) -> None:
+def _require_same_network(architecture: Network, source: Source, backbone: str, in_chans: int) -> None:
     """Raise InputError where weights are of another backbone, or of images of other channels."""
-    theirs, preset = source.config.get("model", {}).get("backbone"), find_preset(model.backbone)
+    theirs, preset = source.config.get("model", {}).get("backbone"), find_preset(backbone)
     if theirs is None and not _has_own_sizes(architecture):
         theirs = architecture.backbone
     # Without a config, weights of own sizes cannot tell which preset they were derived from.
     if theirs is None and not isinstance(architecture, _ARCHITECTURES[type(preset)]):
         raise InputError(
-            f"model.backbone: expected a {source.family.name}, as the weights are, got {model.backbone}. "
+            f"model.backbone: expected a {source.family.name}, as the weights are, got {backbone}. "
             "Name the backbone of the weights."
         )
-    if theirs not in (None, model.backbone):
+    if theirs not in (None, backbone):
         raise InputError(
-            f"model.backbone: expected {theirs}, that of the weights, got {model.backbone}. "
+            f"model.backbone: expected {theirs}, that of the weights, got {backbone}. "
             f"Set --model.backbone={theirs}."
         )
     if architecture.in_chans != in_chans:
@@ -196,7 +214,7 @@ def _has_own_sizes(architecture: Network) -> bool:
     return architecture.backbone not in PRESETS
 
 
-def _heads(model: ClassifierConfig, preset: Preset, source: Source | None) -> int:
+def _heads(num_heads: int | None, preset: Preset, source: Source | None) -> int:
     """Attention heads; 1 where there are none.
 
     Raises:
@@ -204,7 +222,7 @@ def _heads(model: ClassifierConfig, preset: Preset, source: Source | None) -> in
     """
     if isinstance(preset, ConvNeXtV2Preset):
         return 1
-    own = model.num_heads or preset.num_heads
+    own = num_heads or preset.num_heads
     saved: Mapping[str, Any] = source.config.get("model", {}) if source is not None else {}
     theirs = saved.get("num_heads") or (preset.num_heads if saved else own)
     if theirs != own:

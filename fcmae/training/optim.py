@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fcmae.config import TrainConfig
@@ -168,8 +167,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups of equal weight decay and learning-rate factor, for an optimiser.
 
-    Weight decay spares what `decays` does not name, and the class token and the trained position embeddings
-    of timm's ViT: MAE's fine-tuning spares them, its pretraining decays the class token.
+    Weight decay spares what `decays` does not name, and what the model's own `no_weight_decay` names: of
+    timm's ViT the class token and the trained position embeddings, which MAE's fine-tuning spares, too (its
+    pretraining decays the class token).
 
     Args:
         model: Parameters that require no gradient are left out.
@@ -178,7 +178,8 @@ def parameter_groups(
     Returns:
         Dictionaries with "params" (pairs of name and parameter), "weight_decay" and "lr_scale".
     """
-    spared = model.no_weight_decay() if isinstance(model, VisionTransformer) else set()
+    own = getattr(model, "no_weight_decay", None)
+    spared: Any = own() if callable(own) else ()
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

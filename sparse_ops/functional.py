@@ -125,6 +125,9 @@ def subm_conv2d(
         return x.with_features(module.subm_conv2d(features, weight, bias, x.sites, groups))
     if isinstance(x, MaskedImage):
         features = features * x.mask.to(features.dtype)
+    if groups != 1:
+        # The same tensor; its gradient gets the strides that DDP's buckets have, where aten's are others.
+        weight = weight.squeeze(1).unsqueeze(1)
     dense = F.conv2d(features.permute(0, 3, 1, 2), weight, bias, padding=kernel // 2, groups=groups)
     return with_features(x, dense.permute(0, 2, 3, 1))
 

@@ -207,6 +207,17 @@ def test_autocast_around_backward_changes_no_gradient() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+def test_a_depthwise_weights_gradient_has_its_strides() -> None:
+    # DDP copies and warns of others; strides of sides of length 1 count.
+    sites, features, weight, bias = depthwise_inputs()
+    sparse = SparseImage(features, sites)
+    for x in (sparse, sparse.densify()):
+        out = subm_conv2d(x, weight, bias, groups=8)
+        out = out.features if isinstance(out, SparseImage) else out
+        (grad,) = torch.autograd.grad(out.sum(), (weight,))
+        assert grad.stride() == weight.stride()
+
+
 def test_autocast_leaves_float64_alone() -> None:
     sites, features, weight, bias = depthwise_inputs()
     with torch.autocast("cpu", torch.bfloat16):

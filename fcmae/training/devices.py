@@ -1,5 +1,6 @@
 """Devices and precision, by Lightning Fabric."""
 
+import atexit
 from datetime import timedelta
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from lightning.fabric.plugins.precision import MixedPrecision
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning.fabric.strategies.strategy import Strategy
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from fcmae.config import RunConfig, TrainConfig
 from fcmae.errors import InputError
@@ -61,7 +62,15 @@ def launch_fabric(run: RunConfig, train: TrainConfig) -> Fabric:
             f"run.accelerator: expected hardware for {run.devices} x {run.accelerator}, got: {reason} "
             "Use --run.accelerator=cpu --run.devices=1."
         ) from error
+    if distributed.is_initialized():
+        # Fabric leaves the group for NCCL only. gloo's threads, if they outlive the interpreter, can abort.
+        atexit.register(_leave_processes)
     return fabric
+
+
+def _leave_processes() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _fabric(run: RunConfig, **precision: Any) -> Fabric:

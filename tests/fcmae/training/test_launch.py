@@ -40,7 +40,9 @@ def test_stopped_as_one_command_and_gone_on_under_torchrun(pretrain_config, tmp_
     (stopped,) = events(config.run.dir, "stopped")
     assert f"stopped and saved after step {stopped['step']}." in line and stopped["request"] == "SIGTERM"
     assert stopped["step"] < 60
-    again = subprocess.run([sys.executable, *TORCHRUN, *command], capture_output=True, env=environment)
+    again = subprocess.run(
+        [sys.executable, *TORCHRUN, *command], capture_output=True, text=True, env=environment
+    )
     assert again.returncode == 0, again.stderr
     assert [line["step"] for line in events(config.run.dir, "start")] == [0, stopped["step"]]
     assert [line["step"] for line in events(config.run.dir, "train")] == list(range(1, 61))

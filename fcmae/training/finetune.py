@@ -1,42 +1,115 @@
 """Fine-tuning: a pretrained encoder, or random weights, and labelled images in; a classifier out."""
 
-import math
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from timm.data.mixup import Mixup
 from timm.utils.model_ema import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from fcmae.config import FinetuneConfig, FinetuneTrainConfig
 from fcmae.config_io import to_dict
-from fcmae.data import eval_transform, evaluation_batches, finetune_transform, open_dataset, training_batches
+from fcmae.data import (
+    Batch,
+    ImageDataset,
+    eval_transform,
+    evaluation_batches,
+    finetune_transform,
+    open_dataset,
+)
 from fcmae.errors import InputError
-from fcmae.training.checkpoints import checkpoint_folder, find_start, require_same_classes, save_checkpoint
+from fcmae.masking import BatchPart
+from fcmae.training.checkpoints import find_start, require_same_classes
 from fcmae.training.classifier import build_classifier
-from fcmae.training.devices import compiled, launch_fabric
+from fcmae.training.devices import launch_fabric
 from fcmae.training.evaluate import evaluate, with_best
-from fcmae.training.guards import (
-    BadImages,
-    LossReading,
-    SkippedSteps,
-    first_non_finite,
-    gradient_norm,
-    non_finite,
-    require_finite_weights,
-)
-from fcmae.training.interrupt import StopRequests, stopped
-from fcmae.training.logs import Pace, peak_memory_mb
-from fcmae.training.optim import (
-    build_adamw,
-    follow_schedules,
-    layer_scale,
-    load_optimizer_state,
-    optimizer_state,
-    parameter_groups,
-)
-from fcmae.training.run import due, open_run
+from fcmae.training.loop import Event, Running, Task, train
+from fcmae.training.optim import layer_scale
+from fcmae.training.run import batches_of
 from fcmae.training.seeding import seed_draws
-from fcmae.training.sharding import checkpoint_activations
+
+
+class Finetuning(Task):
+    """A classifier that learns from labelled images, and is evaluated on others.
+
+    Args:
+        classifier: Images [B, C, H, W] to logits [B, classes].
+        config: Of the run.
+        validation: What is evaluated on.
+        classes: Of the training images, a logit each.
+        lr_scale: The factor on the learning rate, from a parameter's name.
+    Attributes:
+        metrics: Of the last evaluation; see `finetune`.
+    """
+
+    kind = "finetune"
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        config: FinetuneConfig,
+        *,
+        validation: ImageDataset,
+        classes: Sequence[str],
+        lr_scale: Callable[[str], float],
+    ) -> None:
+        evaluation = Event(every=config.train.evaluate_every, call=self._evaluate)
+        super().__init__(classifier, lr_scale=lr_scale, events=[evaluation])
+        self._config, self._validation, self._classes = config, validation, classes
+        self._mixup = build_mixup(config.train, num_classes=len(classes))
+        # With mixup the smoothing is in its labels.
+        self._criterion = nn.CrossEntropyLoss(
+            label_smoothing=0.0 if self._mixup else config.train.label_smoothing
+        )
+        self._ema: ModelEmaV3 | None = None
+        self.metrics: dict[str, float] = {}
+
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Go on from the average and the metrics saved, or let the average begin at the first weights."""
+        self.metrics = dict(state.get("metrics", {}))
+        if self._config.train.ema_decay is not None:
+            self._ema = ModelEmaV3(self.model, decay=self._config.train.ema_decay)
+            if "ema" in state:
+                self._ema.module.load_state_dict(state["ema"])
+
+    def loss(
+        self, network: nn.Module, batch: Batch, *, step: int, part: BatchPart
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The cross entropy, after mixup and CutMix."""
+        images, labels = batch.images, batch.labels
+        assert labels is not None
+        if self._mixup is not None:
+            images, labels = self._mixup(images.clone(), labels)  # which mixes in place
+        return self._criterion(network(images).float(), labels), {}
+
+    def after_step(self, step: int) -> None:
+        """Let the average follow the weights."""
+        if self._ema is not None:
+            self._ema.update(self.model)
+
+    def state(self) -> dict[str, Any]:
+        """The classes, the last metrics and the average."""
+        average = {} if self._ema is None else {"ema": self._ema.module.state_dict()}
+        return {"classes": list(self._classes), "metrics": self.metrics, **average}
+
+    def _evaluate(self, running: Running, step: int) -> None:
+        """By the first process; the others take up its metrics."""
+        if running.fabric.is_global_zero:
+            networks = {"": self.model} if self._ema is None else {"": self.model, "ema_": self._ema.module}
+            found: dict[str, float] = {}
+            for prefix, network in networks.items():
+                batches = evaluation_batches(
+                    self._validation,
+                    eval_transform(self._config.data),
+                    batch_size=self._config.train.batch_size,
+                    workers=self._config.data.workers,
+                    timeout=self._config.data.timeout,
+                )
+                scores = evaluate(running.fabric, network, running.bad_images.noting(batches, step=step))
+                found |= {prefix + name: score for name, score in scores.items()}
+            self.metrics = with_best(found, self.metrics, step=step)
+            running.log.write("eval", step=step, **self.metrics)
+        self.metrics = running.fabric.broadcast(self.metrics)
 
 
 def finetune(config: FinetuneConfig) -> dict[str, float]:
@@ -53,37 +126,20 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         InputError: as `pretrain`; also where the weights do not fit the backbone.
     Paper: Woo et al. 2023, ConvNeXt V2, tables 9 to 11.
     """
-    train, run_dir = config.train, Path(config.run.dir)
+    settings = config.train
     if config.run.strategy == "fsdp":
         raise InputError(
             "run.strategy: expected auto or ddp for fine-tuning, whose evaluation and average need the whole "
             "network in one process, got fsdp. Use auto, with train.checkpoint_activations for memory."
         )
-    fabric = launch_fabric(config.run, train)
-    rank, devices = fabric.global_rank, fabric.world_size
-    start = find_start(config.resume, run_dir, kind="finetune", config=to_dict(config))
-
+    fabric = launch_fabric(config.run, settings)
+    start = find_start(config.resume, config.run.dir, kind=Finetuning.kind, config=to_dict(config))
     dataset = open_dataset(config.data, split="train", labelled=True)
     validation = open_dataset(config.data, split="val", labelled=True)
     assert dataset.classes is not None
     require_same_classes(start, dataset.classes)
-    mixup = build_mixup(train, num_classes=len(dataset.classes))
-    criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mixup else train.label_smoothing)
-    batches = training_batches(
-        dataset,
-        finetune_transform(config.data, rand_augment=train.rand_augment, random_erasing=train.random_erasing),
-        batch_size=train.batch_size,
-        seed=train.seed,
-        start=start.step * train.accumulate,
-        stop=train.steps * train.accumulate,
-        workers=config.data.workers,
-        rank=rank,
-        world_size=devices,
-        repeats=config.data.repeats,
-        timeout=config.data.timeout,
-    )
 
-    seed_draws(train.seed)  # the initial weights
+    seed_draws(settings.seed)  # the initial weights
     classifier, depths = build_classifier(
         config.model,
         start.state or config.model.weights,
@@ -91,117 +147,14 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         in_chans=config.data.in_chans,
         image_size=config.data.size,
     )
-    classifier.to(fabric.device)
-    scale = layer_scale(train.layer_decay, depths=depths, kind=train.layer_decay_type)
-    groups = parameter_groups(classifier, weight_decay=train.weight_decay, lr_scale=scale)
-    adamw = build_adamw(groups, betas=train.betas, device=fabric.device)
-    if start.state:
-        classifier.load_state_dict(start.state["model"])
-        load_optimizer_state(adamw, start.state["optimizer"])
-    ema = None if train.ema_decay is None else ModelEmaV3(classifier, decay=train.ema_decay)
-    if ema is not None and "ema" in start.state:
-        ema.module.load_state_dict(start.state["ema"])
-    if train.checkpoint_activations:
-        checkpoint_activations(classifier)
-    model, optimizer = fabric.setup(compiled(classifier, enabled=train.compile), adamw)
-    metrics: dict[str, float] = dict(start.state.get("metrics", {}))
-
-    with (
-        open_run(fabric, config, start, model=classifier, images=len(dataset)) as log,
-        StopRequests() as stop,
-    ):
-        bad_images = BadImages(log, limit=config.data.max_bad_images, known=start.state.get("bad_images", ()))
-        skipped = SkippedSteps(
-            log, classifier, limit=train.max_skipped_steps, known=start.state.get("skipped_steps", ())
-        )
-        pace = Pace()
-        for step in range(start.step, train.steps):
-            done = step + 1
-            lr = follow_schedules(optimizer, train, step=step, devices=devices)
-
-            loss = 0.0
-            for micro in range(train.accumulate):
-                batch = pace.fetch(batches)
-                bad_images.note(batch.bad, step=done)
-                assert batch.labels is not None
-                images = batch.images.to(fabric.device, non_blocking=True)
-                labels = batch.labels.to(fabric.device, non_blocking=True)
-
-                place = (step, rank, micro)
-                seed_draws(train.seed, *place)
-                if mixup is not None:
-                    images, labels = mixup(images, labels)
-                with fabric.no_backward_sync(model, enabled=micro + 1 < train.accumulate):
-                    micro_loss = criterion(model(images).float(), labels)
-                    reading = LossReading(fabric, micro_loss, stop=stop.received is not None)
-                    fabric.backward(micro_loss / train.accumulate)
-                value, stopping = reading.wait()
-                if not math.isfinite(value):
-                    seed_draws(train.seed, *place)
-                    with fabric.autocast():
-                        where = first_non_finite(classifier, images)
-                    raise non_finite(log, f"a finite loss, got {value}", where, step=done, lr=lr)
-                loss += value / train.accumulate
-
-            norm = gradient_norm(classifier, clip=train.clip_grad).item()
-            if skipped.allow(norm, step=done, lr=lr):
-                optimizer.step()
-            optimizer.zero_grad()
-            if ema is not None:
-                ema.update(classifier)
-
-            log.advance(loss=loss)
-            if due(done, train.log_every, train.steps):
-                memory = peak_memory_mb(fabric.device)
-                pace_now = pace.lap(devices=devices)
-                log.write(
-                    "train",
-                    step=done,
-                    loss=loss,
-                    lr=lr,
-                    gradient_norm=norm if math.isfinite(norm) else None,
-                    **pace_now,
-                    memory_mb=memory,
-                )
-            if due(done, train.evaluate_every, train.steps):
-                if fabric.is_global_zero:
-                    networks = {"": classifier} if ema is None else {"": classifier, "ema_": ema.module}
-                    found: dict[str, float] = {}
-                    for prefix, network in networks.items():
-                        val_batches = evaluation_batches(
-                            validation,
-                            eval_transform(config.data),
-                            batch_size=train.batch_size,
-                            workers=config.data.workers,
-                            timeout=config.data.timeout,
-                        )
-                        scores = evaluate(fabric, network, bad_images.noting(val_batches, step=done))
-                        found |= {prefix + name: score for name, score in scores.items()}
-                    metrics = with_best(found, metrics, step=done)
-                    log.write("eval", step=done, **metrics)
-                metrics = fabric.broadcast(metrics)
-                pace.restart()
-            if stopping or due(done, train.checkpoint_every, train.steps):
-                require_finite_weights(log, classifier, step=done, lr=lr)
-                if fabric.is_global_zero:
-                    state = {
-                        "kind": "finetune",
-                        "config": to_dict(config),
-                        "classes": list(dataset.classes),
-                        "model": classifier.state_dict(),
-                        "optimizer": optimizer_state(adamw),
-                        "metrics": metrics,
-                        "bad_images": list(bad_images.names),
-                        "skipped_steps": skipped.steps,
-                    }
-                    if ema is not None:
-                        state["ema"] = ema.module.state_dict()
-                    save_checkpoint(checkpoint_folder(run_dir), state, step=done, keep=train.keep_checkpoints)
-                fabric.barrier()
-                pace.restart()
-            if stopping and done < train.steps:
-                raise stopped(log, stop, step=done)
-    return metrics
+    scale = layer_scale(settings.layer_decay, depths=depths, kind=settings.layer_decay_type)
+    task = Finetuning(classifier, config, validation=validation, classes=dataset.classes, lr_scale=scale)
+    transform = finetune_transform(
+        config.data, rand_augment=settings.rand_augment, random_erasing=settings.random_erasing
+    )
+    batches = batches_of(config, dataset, transform, fabric=fabric, start=start)
+    train(task, batches, config, fabric=fabric, start=start, images=len(dataset))
+    return task.metrics
 
 
 def build_mixup(train: FinetuneTrainConfig, *, num_classes: int) -> Mixup | None:

@@ -118,15 +118,15 @@ def require_finite_weights(log: RunLog, model: nn.Module, *, step: int, lr: floa
         raise non_finite(log, "finite weights, got others", where, step=step, lr=lr)
 
 
-def first_non_finite(model: nn.Module, images: Any, *, run: Callable[[], Any] | None = None) -> str:
+def first_non_finite(model: nn.Module, batch: Any, *, run: Callable[[], Any] | None = None) -> str:
     """Where the first value that is not finite is: the images, a weight, a module's output, or the loss.
 
     Args:
         model: Its modules are watched.
-        images: A tensor or a tuple of them.
-        run: The forward pass of `images` through `model`; None: model(images).
+        batch: Tensors, or lists, tuples and mappings of them.
+        run: The forward pass of `batch` through `model`; None: model(batch).
     """
-    if not all(tensor.isfinite().all() for tensor in _tensors(images)):
+    if not all(tensor.isfinite().all() for tensor in _tensors(batch)):
         return "the input images"
     weight = first_non_finite_weight(model)
     if weight is not None:
@@ -144,7 +144,7 @@ def first_non_finite(model: nn.Module, images: Any, *, run: Callable[[], Any] | 
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
         with torch.no_grad():
-            model(images) if run is None else run()
+            model(batch) if run is None else run()
     finally:
         for handle in handles:
             handle.remove()
@@ -169,6 +169,8 @@ def _tensors(output: Any) -> Iterable[Tensor]:
     elif isinstance(output, list | tuple):
         for part in output:
             yield from _tensors(part)
+    elif isinstance(output, Mapping):
+        yield from _tensors(list(output.values()))
     elif hasattr(output, "features"):  # a SparseImage
         yield output.features
 

@@ -9,17 +9,24 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from fcmae.data import Batch
 from fcmae.errors import InputError
 
-# Events that the steps after a resumed one will produce again.
-_REPEATED = ("train", "eval", "bad_image", "collapse")
+# Events of one process' life. All others belong to their step, which a resumed run makes again.
+_LASTING = (
+    "start",
+    "end",
+    "stopped",
+    "process_lost",
+    "refused_checkpoint",
+    "other_batches",
+    "non_finite",
+)
 
 # Of Linux. getrusage would also count the process that started this one, up to the moment of its start.
 _STATUS = Path("/proc/self/status")
@@ -127,11 +134,28 @@ def _drop_repeated(path: Path, *, start: int) -> None:
             entry = json.loads(line)
         except json.JSONDecodeError:  # the line that a crash cut off
             continue
-        if entry["event"] not in _REPEATED or entry["step"] <= start:
+        if entry["event"] in _LASTING or entry["step"] <= start:
             kept.append(line + "\n")
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
+
+
+class AnyBatch(Protocol):
+    """What training reads of a batch, whatever its images are."""
+
+    @property
+    def size(self) -> int:
+        """Images."""
+        ...
+
+    @property
+    def bad(self) -> list[str]:
+        """`name: reason` of each unreadable image met while this batch was made."""
+        ...
+
+
+_Batch = TypeVar("_Batch", bound=AnyBatch)
 
 
 class Pace:
@@ -144,7 +168,7 @@ class Pace:
         """Forget what was measured; call after a pause such as an evaluation."""
         self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
 
-    def fetch(self, batches: Iterator[Batch]) -> Batch:
+    def fetch(self, batches: Iterator[_Batch]) -> _Batch:
         """The next batch, its wait and its images counted."""
         began = time.perf_counter()
         batch = next(batches)

@@ -1,30 +1,69 @@
-"""What both loops do before the first step and after the last one."""
+"""What every run does before the first step and after the last one."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import yaml
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
-from fcmae.config import FinetuneConfig, PretrainConfig
+from fcmae.config import DataConfig, RunConfig, TrainConfig
 from fcmae.config_io import save_config, to_dict
+from fcmae.data import Batch, ImageDataset, training_batches
 from fcmae.errors import InputError, Stopped
 from fcmae.training.checkpoints import Start
 from fcmae.training.devices import started_by_fabric
 from fcmae.training.interrupt import process_lost
 from fcmae.training.logs import RunLog, peak_memory_mb
 
+Images = TypeVar("Images")
+
 _LOADING = ("workers", "timeout", "max_bad_images")
 """Fields of the data that change no image of any batch."""
 
 
+class TrainingConfig(Protocol):
+    """What every kind of training reads of its configuration."""
+
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def run(self) -> RunConfig: ...
+
+
+def batches_of(
+    config: TrainingConfig,
+    dataset: ImageDataset,
+    transform: Callable[[Tensor], Images],
+    *,
+    fabric: Fabric,
+    start: Start,
+) -> Iterator[Batch[Images]]:
+    """This process' micro-batches of a run, from `start` to its last step; see `training_batches`."""
+    train = config.train
+    return training_batches(
+        dataset,
+        transform,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        start=start.step * train.accumulate,
+        stop=train.steps * train.accumulate,
+        workers=config.data.workers,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        repeats=config.data.repeats,
+        timeout=config.data.timeout,
+    )
+
+
 @contextmanager
 def open_run(
-    fabric: Fabric, config: PretrainConfig | FinetuneConfig, start: Start, *, model: nn.Module, images: int
+    fabric: Fabric, config: TrainingConfig, start: Start, *, model: nn.Module, images: int
 ) -> Iterator[RunLog]:
     """The run's log; tells and records the beginning, and the end once the loop is through.
 

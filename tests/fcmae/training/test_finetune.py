@@ -13,7 +13,7 @@ from fcmae.convert import to_timm
 from fcmae.convert.files import write_weights
 from fcmae.data import open_dataset
 from fcmae.errors import InputError
-from fcmae.training import finetune as loop
+from fcmae.training import finetune as finetuning
 from fcmae.training.checkpoints import newest_checkpoint
 from fcmae.training.classifier import build_classifier
 from fcmae.training.evaluate import with_best
@@ -77,7 +77,7 @@ def test_overfits_one_batch(finetune_config, pretrained: Path, monkeypatch):
     digits = open_dataset(config.data, split="train", labelled=True)
     assert digits.labels is not None
     four = digits.subset([digits.labels.index(label) for label in range(4)])
-    monkeypatch.setattr(loop, "open_dataset", lambda *args, **kwargs: four)  # evaluated on itself
+    monkeypatch.setattr(finetuning, "open_dataset", lambda *args, **kwargs: four)  # evaluated on itself
     metrics = finetune(config)
     losses = [line["loss"] for line in events(config.run.dir, "train")]
     assert losses[0] > 2.0
@@ -141,7 +141,7 @@ def test_mixup_needs_pairs(finetune_config):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     finetune_config, pretrained, monkeypatch
 ):
-    build, calls = loop.build_classifier, []
+    build, calls = finetuning.build_classifier, []
 
     class Poisoned(nn.GELU):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -153,7 +153,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         classifier.get_submodule("stages.2.blocks.0.mlp").act = Poisoned()
         return classifier, depths
 
-    monkeypatch.setattr(loop, "build_classifier", poisoned)
+    monkeypatch.setattr(finetuning, "build_classifier", poisoned)
     config = finetune_config(model={"weights": str(pretrained)}, evaluate_every=6, ema_decay=None)
     message = (
         r"got nan at step 4, .* first in the output of stages\.2\.blocks\.0\.mlp\.act\. .*step_00000002\.pt"

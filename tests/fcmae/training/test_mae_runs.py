@@ -9,7 +9,7 @@ from training_runs import Interruption, assert_same_tensors, events, interrupt_a
 from fcmae.config import MAEConfig, PretrainConfig
 from fcmae.data import open_dataset
 from fcmae.report.command import main as reconstruct
-from fcmae.training import pretrain as loop
+from fcmae.training import pretrain as pretraining
 from fcmae.training.pretrain import pretrain
 
 MODEL = MAEConfig(
@@ -54,7 +54,7 @@ def test_it_learns_four_digits(mae_config, monkeypatch):
     data = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": False}
     config = mae_config(data=data, model={"drop_path": 0.0}, base_lr=1.0, steps=25)
     four = open_dataset(config.data, split="all", labelled=False).subset(range(4))
-    monkeypatch.setattr(loop, "open_dataset", lambda *args, **kwargs: four)
+    monkeypatch.setattr(pretraining, "open_dataset", lambda *args, **kwargs: four)
     losses = [line["loss"] for line in events(pretrain(config), "train")]
     assert losses[0] > 0.9
     assert sum(losses[-3:]) / 3 < 0.7 * losses[0]

@@ -17,7 +17,8 @@ from fcmae.config_io import to_dict
 from fcmae.data import open_dataset
 from fcmae.errors import InputError
 from fcmae.methods import from_config
-from fcmae.training import pretrain as loop
+from fcmae.training import loop
+from fcmae.training import pretrain as pretraining
 from fcmae.training.devices import launch_fabric
 from fcmae.training.pretrain import pretrain
 
@@ -102,7 +103,7 @@ def test_overfits_one_batch(pretrain_config, monkeypatch):
     data = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": False}
     config = pretrain_config(data=data, model={"drop_path": 0.0}, base_lr=1.0, steps=20)
     four = open_dataset(config.data, split="all", labelled=False).subset(range(4))
-    monkeypatch.setattr(loop, "open_dataset", lambda *args, **kwargs: four)
+    monkeypatch.setattr(pretraining, "open_dataset", lambda *args, **kwargs: four)
     losses = [line["loss"] for line in events(pretrain(config), "train")]
     assert losses[0] > 0.9
     assert sum(losses[-3:]) / 3 < 0.6 * losses[0]
@@ -145,7 +146,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
 ):
     config = pretrain_config(accumulate=2, precision=precision)
     monkeypatch.setattr(
-        loop, "from_config", lambda model, data: PoisonedAt(from_config(model, data), calls=9)
+        pretraining, "from_config", lambda model, data: PoisonedAt(from_config(model, data), calls=9)
     )
     # Nine forward passes are four steps and a half: the second half of step 5 fails.
     message = (
@@ -234,7 +235,7 @@ CLIP = 0.001
 
 @pytest.mark.parametrize("clip_grad", [None, CLIP])
 def test_two_half_batches_are_the_whole_batch(pretrain_config, monkeypatch, clip_grad: float | None):
-    monkeypatch.setattr(loop, "from_config", lambda model, data: OneMask(from_config(model, data)))
+    monkeypatch.setattr(pretraining, "from_config", lambda model, data: OneMask(from_config(model, data)))
     moments = []
     for batch_size, accumulate in ((4, 1), (2, 2)):
         config = pretrain_config(
@@ -266,7 +267,7 @@ def test_micro_batches_draw_their_own_masks(pretrain_config, monkeypatch):
             drawn.append(out.visible.flatten())
             return out
 
-    monkeypatch.setattr(loop, "from_config", lambda model, data: Recording(from_config(model, data)))
+    monkeypatch.setattr(pretraining, "from_config", lambda model, data: Recording(from_config(model, data)))
     pretrain(pretrain_config(steps=3, accumulate=2, batch_size=8))
     assert len({tuple(mask.tolist()) for mask in drawn}) == 6
 

@@ -11,7 +11,7 @@ from training_runs import Interruption, assert_same_tensors, events, interrupt_a
 from fcmae.config import DataConfig, MSNConfig, PretrainConfig, RunConfig, TrainConfig
 from fcmae.data import open_dataset
 from fcmae.errors import InputError
-from fcmae.training import pretrain as loop
+from fcmae.training import pretrain as pretraining
 from fcmae.training.guards import CollapseGuard
 from fcmae.training.logs import RunLog
 from fcmae.training.optim import build_adamw, follow_schedules, parameter_groups
@@ -127,7 +127,7 @@ def test_the_loop_names_a_collapse(tmp_path: Path, monkeypatch):
     config = run_of(tmp_path / "run", replace(MODEL, color_jitter=0.0, blur=0.0))
     data = replace(config.data, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
     one = open_dataset(data, split="all", labelled=False).subset([0])
-    monkeypatch.setattr(loop, "open_dataset", lambda *args, **kwargs: one)
+    monkeypatch.setattr(pretraining, "open_dataset", lambda *args, **kwargs: one)
     collapsed = pretrain(replace(config, data=data))
     assert sorted((line["step"], line["of"]) for line in events(collapsed, "collapse")) == [
         (5, "embedding_std"),

@@ -1,4 +1,4 @@
-"""What the tests of both loops look at."""
+"""What the tests of the training runs look at."""
 
 import json
 from pathlib import Path

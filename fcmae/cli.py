@@ -183,6 +183,10 @@ def _reconstruct(argv: list[str]) -> int | None:
 
 
 def _data(argv: list[str]) -> int | None:
+    if argv[:1] == ["samples"]:
+        from fcmae.downstream import samples
+
+        return samples.main(argv[1:])
     from fcmae.data import command
 
     return command.main(argv)
@@ -227,7 +231,8 @@ COMMANDS = {
     "convert": Command("Write a checkpoint's weights in another format, verified.", _convert),
     "reconstruct": Command("Draw what a pretrained model makes of masked images.", _reconstruct),
     "data": Command(
-        "Describe a set of images (fcmae data stats), or pack it into shards (fcmae data shard).", _data
+        "Describe a set of images (fcmae data stats), pack it into shards (shard), or write a few (samples).",
+        _data,
     ),
     "ablate": Command("Run the arms and seeds of an ablation and write one table.", _ablate),
     "bench": Command("Measure a pretraining step, each operation or the loader (fcmae bench data).", _bench),

@@ -32,11 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "shard":
         return _shard(rest)
     if name in ("-h", "--help"):
-        print("usage: fcmae data {stats,shard} ...\n\nfcmae data stats --help describes the options of one.")
+        print(
+            "usage: fcmae data {stats,shard,samples} ...\n\n"
+            "fcmae data stats --help describes the options of one."
+        )
         return 0
     raise InputError(
-        f"data: expected stats or shard, got {name or 'none'}. Write fcmae data stats DIR, or "
-        "fcmae data shard DIR OUT."
+        f"data: expected stats, shard or samples, got {name or 'none'}. Write fcmae data stats DIR, "
+        "fcmae data shard DIR OUT or fcmae data samples DIR."
     )
 
 

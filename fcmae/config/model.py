@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fcmae.config.checks import check_range, require
+from fcmae.config.checks import check_range, require, require_halves
 
 Execution = Literal["sparse", "masked_dense", "leaky_dense"]
 EXECUTIONS: tuple[str, ...] = get_args(Execution)
@@ -77,6 +77,10 @@ class ClassifierConfig:
     """Attention heads of a ConvMAE or ViT; None: the preset's. Weights of own sizes do not tell theirs."""
     global_pool: Literal["avg", "token"] | None = None
     """What a ViT's head reads: `avg`, the patches' mean (MAE), or `token`, the class token; None: avg."""
+    train_last_blocks: float | None = None
+    """Blocks that are trained, counted from the head, which always is; all before them stay as they were.
+    0.5: the MLP of the last block (MAE, figure 9: 0, 0.5, 1, 2, 4 ...). None: everything is trained."""
 
     def __post_init__(self) -> None:
         check_range("model.drop_path", self.drop_path, 0.0, 1.0)
+        require_halves("model.train_last_blocks", self.train_last_blocks)

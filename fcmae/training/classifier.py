@@ -1,6 +1,6 @@
 """The dense classifier that is fine-tuned, with pretrained weights where there are some."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fcmae.models import PRESETS, ConvMAEPreset, ConvNeXtV2Preset, ViTPreset, fi
 from fcmae.models.convmae_classifier import ConvMAEClassifier
 from fcmae.models.position import fit_positions, positions_at
 from fcmae.models.presets import Preset
+from fcmae.training.freezing import train_last_blocks
 
 _ARCHITECTURES: dict[type[Preset], type[Network]] = {
     ConvNeXtV2Preset: Architecture,
@@ -34,26 +35,29 @@ def build_classifier(
     num_classes: int,
     in_chans: int,
     image_size: tuple[int, int] = (224, 224),
+    log: Callable[[str], object] = print,
 ) -> tuple[nn.Module, tuple[int, ...]]:
     """timm's `convnextv2_*` or `vit_*`, or our `convmae_*`, with a new head, and the blocks of each stage.
 
     The head is a truncated normal of std 0.02 times `head_init_scale`, without bias: the originals' std 2e-5
-    at 0.001. Sizes that are no preset's, such as a pretraining run's own depths, are taken from the weights;
-    attention heads leave no trace in them and come from `model.num_heads`.
+    at 0.001. Of a classifier's weights all but the head's last layer is used, whatever its classes, as the
+    original does between ImageNet-22K and 1K. Sizes that are no preset's, such as a pretraining run's own
+    depths, are taken from the weights; attention heads leave no trace in them and come from
+    `model.num_heads`.
 
     Args:
-        model: Backbone, head and regularisation.
-        weights: A checkpoint, a run folder, converted weights, or what such a file holds, whose head is not
-            used; None: random.
+        model: Backbone, head, regularisation, and which blocks are trained.
+        weights: A checkpoint, a run folder, converted weights, or what such a file holds; None: random.
         num_classes: Outputs of the head.
         in_chans: Channels of the images.
         image_size: (H, W) in pixels that a ViT's position embeddings are made for: fixed ones are computed
             anew, learnt ones are interpolated, and fine-tuning trains either.
+        log: Receives a line for a trained head that is replaced, and one for interpolated positions.
     Returns:
         (classifier, depths).
     Raises:
         InputError: unknown backbone, weights that cannot be read, or weights of another backbone or other
-            images.
+            images, or fewer blocks than are to be trained.
     """
     if model.global_pool == "token" and not isinstance(find_preset(model.backbone), ViTPreset):
         raise InputError(
@@ -64,15 +68,37 @@ def build_classifier(
         model.backbone, weights, in_chans=in_chans, num_heads=model.num_heads
     )
     if isinstance(architecture, ViTArchitecture):
-        return _vit(model, architecture, source, num_classes, heads, image_size), architecture.depths
-    if isinstance(architecture, ConvMAEArchitecture):
-        return _convmae(model, architecture, source, num_classes, heads), architecture.depths
+        classifier = _vit(model, architecture, source, num_classes, heads, image_size, log)
+    elif isinstance(architecture, ConvMAEArchitecture):
+        classifier = _convmae(model, architecture, source, num_classes, heads)
+    else:
+        classifier = _convnextv2(model, architecture, source, num_classes)
+    if source is not None:
+        _tell_new_head(source, num_classes, log)
+    depths = architecture.depths or find_preset(architecture.backbone).depths
+    if model.train_last_blocks is not None:
+        train_last_blocks(classifier, model.train_last_blocks, depths=depths)
+    return classifier, depths
+
+
+def _tell_new_head(source: Source, num_classes: int, log: Callable[[str], object]) -> None:
+    old = next((tensor for name, tensor in source.ours().items() if name == "head.fc.weight"), None)
+    if old is not None:
+        log(
+            f"model.weights: a new head for {num_classes} classes in the place of that for {len(old)}; "
+            "everything else is loaded"
+        )
+
+
+def _convnextv2(
+    model: ClassifierConfig, architecture: Network, source: Source | None, num_classes: int
+) -> nn.Module:
     classifier = architecture.create_timm(
         num_classes=num_classes, drop_path_rate=model.drop_path, head_init_scale=model.head_init_scale
     )
     if source is not None:
-        load_weights(classifier, source.without("head."), source=source.format.name)
-    return classifier, architecture.depths or find_preset(architecture.backbone).depths
+        load_weights(classifier, source.without("head.fc."), source=source.format.name)
+    return classifier
 
 
 def open_network(
@@ -110,6 +136,7 @@ def _vit(
     num_classes: int,
     heads: int,
     image_size: tuple[int, int],
+    log: Callable[[str], object],
 ) -> nn.Module:
     pool = model.global_pool or "avg"
     if architecture.dim % heads:
@@ -134,14 +161,19 @@ def _vit(
     weights = source.without("head.fc.", *(["encoder.norm."] if pool == "avg" else []))
     if architecture.grid != grid:
         key = next(key for key in weights if source.format.to_ours(key) == "encoder.pos_embed")
-        weights[key] = _positions(weights[key], architecture.grid, grid)
+        weights[key] = _positions(weights[key], architecture.grid, grid, log)
     load_weights(classifier, weights, source=source.format.name)
     return classifier
 
 
-def _positions(embedding: Tensor, own_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def _positions(
+    embedding: Tensor, own_grid: tuple[int, int], grid: tuple[int, int], log: Callable[[str], object]
+) -> Tensor:
     """A ViT's position embeddings, with the class token's, for another grid."""
     fitted, fixed = fit_positions(embedding, embedding, own_grid=own_grid, prefix=1)
+    before, now = (f"{height} x {width}" for height, width in (own_grid, grid))
+    how = "fixed ones, computed anew" if fixed else "learnt ones, interpolated"
+    log(f"model.weights: position embeddings of {before} patches for {now}: {how}")
     return positions_at(fitted, grid, own_grid=own_grid, prefix=1, fixed=fixed)
 
 

@@ -223,7 +223,7 @@ def _ablate(argv: list[str]) -> int | None:
 COMMANDS = {
     "pretrain": Command("Pretrain an encoder on images without labels.", _pretrain),
     "finetune": Command("Fine-tune a classifier from pretrained or random weights.", _finetune),
-    "evaluate": Command("Compare frozen encoders by k-NN, linear probe and few labels.", _evaluate),
+    "evaluate": Command("Compare encoders by k-NN, linear probe, few labels and fine-tuning.", _evaluate),
     "knn": Command("As evaluate, k nearest neighbours only.", partial(_evaluate, only="knn")),
     "probe": Command("As evaluate, a linear probe only.", partial(_evaluate, only="probe")),
     "lowshot": Command("As evaluate, few labelled images only.", partial(_evaluate, only="lowshot")),

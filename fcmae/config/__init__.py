@@ -9,7 +9,17 @@ from fcmae.config.checks import check_range, require
 from fcmae.config.convmae import ConvMAEConfig
 from fcmae.config.data import DataConfig, PixelConfig
 from fcmae.config.diversity import DiversityConfig
-from fcmae.config.evaluate import PROTOCOLS, EvaluateConfig, KnnConfig, LowShotConfig, ProbeConfig
+from fcmae.config.evaluate import (
+    FROZEN,
+    PROTOCOLS,
+    TUNED,
+    EvaluateConfig,
+    KnnConfig,
+    LowShotConfig,
+    PartialConfig,
+    ProbeConfig,
+    TuningConfig,
+)
 from fcmae.config.mae import MAEConfig
 from fcmae.config.methods import METHOD_CONFIGS
 from fcmae.config.model import EXECUTIONS, ClassifierConfig, Execution, FCMAEConfig, ModelConfig
@@ -19,8 +29,10 @@ from fcmae.config.train import FinetuneTrainConfig, TrainConfig
 
 __all__ = [
     "EXECUTIONS",
+    "FROZEN",
     "METHOD_CONFIGS",
     "PROTOCOLS",
+    "TUNED",
     "ClassifierConfig",
     "ConvMAEConfig",
     "DataConfig",
@@ -35,11 +47,13 @@ __all__ = [
     "MAEConfig",
     "MSNConfig",
     "ModelConfig",
+    "PartialConfig",
     "PixelConfig",
     "PretrainConfig",
     "ProbeConfig",
     "RunConfig",
     "TrainConfig",
+    "TuningConfig",
     "check_range",
     "require",
 ]

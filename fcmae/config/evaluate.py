@@ -1,12 +1,16 @@
-"""Evaluation of frozen encoders: the images, and the settings of each protocol."""
+"""Evaluation of encoders, frozen or fine-tuned: the images, and the settings of each protocol."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fcmae.config.checks import require
+from fcmae.config.checks import check_range, require, require_halves
 from fcmae.config.data import DataConfig
 
-PROTOCOLS = ("knn", "probe", "lowshot")
+FROZEN = ("knn", "probe", "lowshot")
+"""Protocols that learn from the features of a frozen encoder."""
+TUNED = ("partial", "finetune")
+"""Protocols that train the encoder itself."""
+PROTOCOLS = (*FROZEN, *TUNED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +90,59 @@ class LowShotConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """One table of frozen encoders."""
+class PartialConfig:
+    """Fine-tuning of the last blocks alone, one run for each number of blocks."""
 
-    protocols: str = ",".join(PROTOCOLS)
-    """Which, with commas between: knn, probe, lowshot."""
+    blocks: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    """Blocks that are trained, counted from the head; 0: the head alone; 0.5: the MLP of the last block (MAE,
+    figure 9: 0, 0.5, 1, 2, 4, 6, 12, 18 and 24 of 24)."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.blocks), "partial.blocks: expected at least one number of blocks, got none.")
+        for blocks in self.blocks:
+            require_halves("partial.blocks", blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """Fine-tuning on all training images, of the protocols finetune and partial."""
+
+    recipe: str | None = None
+    """YAML file of `fcmae finetune`, of which `model` and `train` are followed, on the images of this
+    evaluation and one device; None: a small recipe of AdamW with the fields below."""
+    epochs: int = 20
+    """Passes over the training images, a tenth of them warm-up."""
+    batch_size: int = 64
+    """Images a step, at most all."""
+    base_lr: float = 1e-3
+    """Learning rate per 256 images (MAE: 5e-4 for Base, 1e-3 for Large and Huge; ConvNeXt V2-Tiny: 8e-4)."""
+    layer_decay: float = 0.75
+    """Factor on the learning rate per layer below the head (MAE: 0.65 to 0.75; ConvNeXt V2-Tiny: 0.9)."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block, rising linearly (MAE: 0.1 for Base)."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, f"finetune.epochs: expected at least 1, got {self.epochs}.")
+        require(self.batch_size >= 1, f"finetune.batch_size: expected at least 1, got {self.batch_size}.")
+        require(self.base_lr > 0, f"finetune.base_lr: expected more than 0, got {self.base_lr:g}.")
+        check_range("finetune.layer_decay", self.layer_decay, 0.0, 1.0, open_low=True)
+        check_range("finetune.drop_path", self.drop_path, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """One table of encoders."""
+
+    protocols: str = ",".join(FROZEN)
+    """Which, with commas between: knn, probe, lowshot on frozen features; partial, finetune."""
     data: DataConfig = field(default_factory=lambda: DataConfig(source="digits"))
     knn: KnnConfig = field(default_factory=KnnConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     lowshot: LowShotConfig = field(default_factory=LowShotConfig)
+    partial: PartialConfig = field(default_factory=PartialConfig)
+    finetune: TuningConfig = field(default_factory=TuningConfig)
     cache: str = "runs/features"
-    """Folder that keeps features, so that each image is seen once by each encoder."""
+    """Folder that keeps features, so that each image is seen once by each encoder, and fine-tuning runs."""
     batch_size: int = 64
     """Images that an encoder sees at once."""
     device: str = "auto"
@@ -106,7 +152,7 @@ class EvaluateConfig:
     shuffled: bool = False
     """Evaluate each encoder on shuffled training labels, too: a control that must give chance."""
     seed: int = 0
-    """Of random weights, of shuffled labels, and of the probe's order."""
+    """Of random weights, of shuffled labels, of the probe's order and of the small fine-tuning recipe."""
     num_heads: int | None = None
     """Attention heads, where weights of own sizes do not tell theirs."""
     json: str | None = None

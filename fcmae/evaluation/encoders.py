@@ -108,15 +108,15 @@ def random_encoder(like: LoadedEncoder, *, seed: int, num_heads: int | None = No
 
 def fingerprint(encoder: nn.Module, network: Network) -> str:
     """A hash of the architecture and of every weight's name, dtype, shape and value."""
-    digest = hashlib.blake2b(f"{network!r} {_heads(encoder)}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{network!r} {heads_of(encoder)}".encode(), digest_size=16)
     for name, tensor in encoder.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _heads(encoder: nn.Module) -> list[int]:
-    """Attention heads leave no trace in the weights."""
+def heads_of(encoder: nn.Module) -> list[int]:
+    """Attention heads of each block that has them; they leave no trace in the weights."""
     found = [getattr(module, "num_heads", None) for module in encoder.modules()]
     return [heads for heads in found if isinstance(heads, int)]
 

@@ -1,40 +1,25 @@
-"""`fcmae evaluate`: frozen encoders under several protocols, in one table."""
+"""`fcmae evaluate`: encoders under several protocols, frozen or fine-tuned, in one table."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-from torch import Tensor
 
-from fcmae.config import DataConfig, EvaluateConfig
+from fcmae.config import FROZEN, TUNED, DataConfig, EvaluateConfig
 from fcmae.errors import InputError
 from fcmae.evaluation.devices import find_device
 from fcmae.evaluation.encoders import LoadedEncoder, load_encoder, random_encoder
-from fcmae.evaluation.features import Embedded, Split, embed_split, open_split
-from fcmae.evaluation.knn import knn_predict
-from fcmae.evaluation.lars_probe import lars_probe_accuracy
-from fcmae.evaluation.lowshot import lowshot_accuracy
-from fcmae.evaluation.probe import probe_accuracy
-from fcmae.evaluation.splits import SPLITS, Size, load_or_write
-from fcmae.evaluation.table import Cell, Table
-
-
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """What every encoder is measured on."""
-
-    train: Split
-    val: Split
-    lists: list[tuple[Size, float, list[list[int]]]]
-    """(size, penalty, the images of each list) of low-shot evaluation."""
+from fcmae.evaluation.features import embed_split
+from fcmae.evaluation.frozen import Images, open_images, score_frozen
+from fcmae.evaluation.table import Cell, Score, Table
+from fcmae.evaluation.tuning import require_tunable, score_tuned
 
 
 def evaluate(
     config: EvaluateConfig, checkpoints: Sequence[str], *, log: Callable[[str], object] = print
 ) -> Table:
-    """Every checkpoint's frozen encoder under every protocol.
+    """Every checkpoint's encoder under every protocol.
 
     Args:
         config: Images, protocols and their settings.
@@ -52,41 +37,27 @@ def evaluate(
         )
     device = find_device(config.device)
     encoders = _encoders(config, checkpoints)
-    images = _open_images(config)
+    require_tunable(config, encoders, device)
+    images = open_images(config)
     cells = []
     for encoder in encoders:
         log(f"{encoder.name}: {encoder.network.backbone}, {encoder.parameters / 1e6:.2f} M parameters")
-        train, val = (
-            embed_split(
-                encoder,
-                split,
-                config.data,
-                cache=Path(config.cache),
-                batch_size=config.batch_size,
-                device=device,
-                log=log,
+        for labels, score in _scores(config, encoder, images, device, log):
+            cell = Cell(
+                encoder=encoder.name,
+                backbone=encoder.network.backbone,
+                parameters=encoder.parameters,
+                protocol=score.protocol,
+                settings=score.settings,
+                accuracy=mean(score.accuracies),
+                spread=stdev(score.accuracies) if len(score.accuracies) > 1 else None,
+                train_images=score.train_images,
+                val_images=score.val_images,
+                labels=labels,
+                file=encoder.file,
+                fingerprint=encoder.fingerprint,
             )
-            for split in (images.train, images.val)
-        )
-        for labels in ("true", "shuffled") if config.shuffled else ("true",):
-            shuffled = labels == "shuffled"
-            for found in _run_protocols(config, images, train, val, shuffled=shuffled, device=device):
-                protocol, settings, accuracies, count = found
-                cell = Cell(
-                    encoder=encoder.name,
-                    backbone=encoder.network.backbone,
-                    parameters=encoder.parameters,
-                    protocol=protocol,
-                    settings=settings,
-                    accuracy=mean(accuracies),
-                    spread=stdev(accuracies) if len(accuracies) > 1 else None,
-                    train_images=count,
-                    val_images=len(val.labels),
-                    labels=labels,
-                    file=encoder.file,
-                    fingerprint=encoder.fingerprint,
-                )
-                cells.append(cell)
+            cells.append(cell)
     table = Table(
         data=_describe(config.data),
         train_images=len(images.train.names),
@@ -98,11 +69,6 @@ def evaluate(
     if config.json is not None:
         table.write_json(config.json)
     return table
-
-
-def shuffle_labels(labels: Tensor, *, seed: int) -> Tensor:
-    """The labels in random order: what a classifier learns from them is worth chance."""
-    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
 
 
 def _encoders(config: EvaluateConfig, checkpoints: Sequence[str]) -> list[LoadedEncoder]:
@@ -120,102 +86,40 @@ def _encoders(config: EvaluateConfig, checkpoints: Sequence[str]) -> list[Loaded
     return loaded + untrained
 
 
-def _open_images(config: EvaluateConfig) -> Images:
-    train, val = open_split(config.data, "train"), open_split(config.data, "val")
-    lists = []
-    if "lowshot" in config.protocol_names:
-        own, cached = config.lowshot.splits, Path(config.cache, "splits", train.key)
-        for size, penalty in _sizes(config):
-            folder = cached if own is None else Path(own)
-            drawn = [load_or_write(folder, train, size, number=number) for number in range(SPLITS)]
-            lists.append((size, penalty, drawn))
-    return Images(train=train, val=val, lists=lists)
-
-
-def _sizes(config: EvaluateConfig) -> Iterator[tuple[Size, float]]:
-    for count in config.lowshot.per_class:
-        yield Size(per_class=count), config.lowshot.penalty
-    if config.lowshot.percent is not None:
-        yield Size(percent=config.lowshot.percent), config.lowshot.percent_penalty
-
-
-def _run_protocols(
+def _scores(
     config: EvaluateConfig,
+    encoder: LoadedEncoder,
     images: Images,
-    train: Embedded,
-    val: Embedded,
-    *,
-    shuffled: bool,
     device: torch.device,
-) -> Iterator[tuple[str, str, list[float], int]]:
-    """(protocol, its settings, accuracies, images that were learnt from)."""
-
-    def learnt(labels: Tensor) -> Tensor:
-        return shuffle_labels(labels, seed=config.seed) if shuffled else labels
-
-    everything = (val.features, val.labels, train.features, learnt(train.labels))
-    for protocol in config.protocol_names:
-        if protocol == "knn":
-            neighbours = min(config.knn.neighbours, len(train.labels))
-            predicted = knn_predict(
-                val.features,
-                train.features,
-                everything[3],
-                neighbours=neighbours,
-                temperature=config.knn.temperature,
-            )
-            settings = f"{neighbours} neighbours by cosine, temperature {config.knn.temperature:g}"
-            accuracy = (predicted == val.labels).double().mean().item()
-            yield "k-NN", settings, [accuracy], len(train.labels)
-        elif protocol == "probe" and config.probe.solver == "lbfgs":
-            settings = f"logistic regression on standardised features, C {config.probe.strength:g}"
-            accuracy = probe_accuracy(*everything, strength=config.probe.strength)
-            yield "probe", settings, [accuracy], len(train.labels)
-        elif protocol == "probe":
-            accuracy = lars_probe_accuracy(*everything, config=config.probe, seed=config.seed, device=device)
-            yield "probe", _lars_settings(config, len(train.labels)), [accuracy], len(train.labels)
-        else:
-            for size, penalty, lists in images.lists:
-                accuracies, count = [], 0
-                for chosen in lists:
-                    rows = _rows(chosen, train, images.train)
-                    accuracies.append(
-                        lowshot_accuracy(
-                            val.features,
-                            val.labels,
-                            train.features[rows],
-                            learnt(train.labels[rows]),
-                            penalty=penalty,
-                        )
+    log: Callable[[str], object],
+) -> Iterator[tuple[str, Score]]:
+    """(true or shuffled, score) of every protocol, in the order given."""
+    embedded = None
+    for labels in ("true", "shuffled") if config.shuffled else ("true",):
+        for protocol in config.protocol_names:
+            if protocol in FROZEN:
+                embedded = embedded or [
+                    embed_split(
+                        encoder,
+                        split,
+                        config.data,
+                        cache=Path(config.cache),
+                        batch_size=config.batch_size,
+                        device=device,
+                        log=log,
                     )
-                    count = len(rows)
-                settings = (
-                    f"logistic regression on {count} images, mean ± standard deviation of {SPLITS} lists, "
-                    f"penalty {penalty:g}"
-                )
-                yield str(size), settings, accuracies, count
-
-
-def _lars_settings(config: EvaluateConfig, images: int) -> str:
-    probe = config.probe
-    return (
-        f"BatchNorm and linear layer by LARS, {probe.epochs} epochs of batch "
-        f"{min(probe.batch_size, images)}, base_lr {probe.base_lr:g}, cached features without augmentation"
-    )
-
-
-def _rows(chosen: Iterable[int], train: Embedded, split: Split) -> Tensor:
-    """Where the images of a list are among the features."""
-    row_of = torch.full((len(split.names),), -1)
-    row_of[train.indices] = torch.arange(len(train.indices))
-    rows = row_of[torch.tensor(list(chosen))]
-    if bool((rows < 0).any()):
-        missing = next(index for index in chosen if row_of[index] < 0)
-        raise InputError(
-            f"lowshot.splits: expected readable images, got an unreadable one: {split.names[missing]}. "
-            "Repair or remove it."
-        )
-    return rows
+                    for split in (images.train, images.val)
+                ]
+                train, val = embedded
+                shuffled = labels == "shuffled"
+                for score in score_frozen(
+                    protocol, config, images, train, val, shuffled=shuffled, device=device
+                ):
+                    yield labels, score
+            elif labels == "true":
+                assert protocol in TUNED
+                for score in score_tuned(protocol, config, encoder, images, device=device, log=log):
+                    yield labels, score
 
 
 def _describe(data: DataConfig) -> str:

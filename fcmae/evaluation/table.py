@@ -10,6 +10,19 @@ from fcmae.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """What one protocol found of one encoder."""
+
+    protocol: str
+    """The column."""
+    settings: str
+    accuracies: Sequence[float]
+    """One a list of few images; otherwise one."""
+    train_images: int
+    val_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One encoder under one protocol."""
 
@@ -19,7 +32,7 @@ class Cell:
     parameters: int
     """Of the encoder."""
     protocol: str
-    """k-NN, probe, `2 a class`, `1 %`."""
+    """k-NN, probe, `2 a class`, `1 %`, `0.5 blocks`, finetune."""
     settings: str
     accuracy: float
     """Share of the validation images whose class was told; over several lists their mean."""
@@ -72,7 +85,8 @@ class Table:
             [
                 f"Accuracy in % on {self.val_images} validation images of {self.data}, {self.classes} classes"
                 f" (chance {100 / self.classes:.1f}, largest class {100 * self.largest_class:.1f}); "
-                f"{self.train_images} training images; one centre crop each, frozen features.",
+                f"{self.train_images} training images; one centre crop each; frozen features, fine-tuning "
+                "excepted.",
                 "",
                 *table,
                 "",

@@ -81,26 +81,6 @@ def build_classifier(
     return classifier, depths
 
 
-def _tell_new_head(source: Source, num_classes: int, log: Callable[[str], object]) -> None:
-    old = next((tensor for name, tensor in source.ours().items() if name == "head.fc.weight"), None)
-    if old is not None:
-        log(
-            f"model.weights: a new head for {num_classes} classes in the place of that for {len(old)}; "
-            "everything else is loaded"
-        )
-
-
-def _convnextv2(
-    model: ClassifierConfig, architecture: Network, source: Source | None, num_classes: int
-) -> nn.Module:
-    classifier = architecture.create_timm(
-        num_classes=num_classes, drop_path_rate=model.drop_path, head_init_scale=model.head_init_scale
-    )
-    if source is not None:
-        load_weights(classifier, source.without("head.fc."), source=source.format.name)
-    return classifier
-
-
 def open_network(
     backbone: str, weights: str | Path | Mapping[str, Any] | None, *, in_chans: int, num_heads: int | None
 ) -> tuple[Network, Source | None, int]:
@@ -127,6 +107,26 @@ def open_network(
         architecture = source.architecture()
         _require_same_network(architecture, source, backbone, in_chans)
     return architecture, source, _heads(num_heads, preset, source)
+
+
+def _tell_new_head(source: Source, num_classes: int, log: Callable[[str], object]) -> None:
+    old = next((tensor for name, tensor in source.ours().items() if name == "head.fc.weight"), None)
+    if old is not None:
+        log(
+            f"model.weights: a new head for {num_classes} classes in the place of that for {len(old)}; "
+            "everything else is loaded"
+        )
+
+
+def _convnextv2(
+    model: ClassifierConfig, architecture: Network, source: Source | None, num_classes: int
+) -> nn.Module:
+    classifier = architecture.create_timm(
+        num_classes=num_classes, drop_path_rate=model.drop_path, head_init_scale=model.head_init_scale
+    )
+    if source is not None:
+        load_weights(classifier, source.without("head.fc."), source=source.format.name)
+    return classifier
 
 
 def _vit(

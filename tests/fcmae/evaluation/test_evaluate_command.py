@@ -26,8 +26,9 @@ from fcmae.convert import convert_weights
 from fcmae.data import eval_transform, evaluation_batches
 from fcmae.errors import InputError
 from fcmae.evaluation.encoders import load_encoder
-from fcmae.evaluation.evaluate import evaluate, shuffle_labels
+from fcmae.evaluation.evaluate import evaluate
 from fcmae.evaluation.features import open_split
+from fcmae.evaluation.frozen import shuffle_labels
 from fcmae.evaluation.knn import embed_images
 from fcmae.methods import MSN, Method, from_config
 from fcmae.models import create_backbone
@@ -260,7 +261,7 @@ def test_command_prints_and_writes_the_table(folder_data: DataConfig, tmp_path: 
         (["absent.pt"], "got nothing at absent.pt"),
         (
             ["absent.pt", "--protocols=knn,prob"],
-            "protocols: expected some of knn,probe,lowshot, got knn,prob.",
+            "protocols: expected some of knn,probe,lowshot,partial,finetune, got knn,prob.",
         ),
         (["absent.pt", "--protocls=knn"], "The nearest is protocols."),
         (["absent.pt", "--device=gpu0"], "device: expected one of this machine's, got gpu0"),

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fcmae.config import ProbeConfig
 from fcmae.errors import InputError
-from fcmae.evaluation.evaluate import shuffle_labels
+from fcmae.evaluation.frozen import shuffle_labels
 from fcmae.evaluation.knn import knn_predict
 from fcmae.evaluation.lars_probe import lars_probe_accuracy, train_lars_probe
 from fcmae.evaluation.lowshot import lowshot_accuracy

@@ -139,6 +139,10 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     assert dataset.classes is not None
     require_same_classes(start, dataset.classes)
 
+    def say(line: str) -> None:
+        if fabric.is_global_zero and not start.state:  # a resumed run's weights are its own
+            print(line)
+
     seed_draws(settings.seed)  # the initial weights
     classifier, depths = build_classifier(
         config.model,
@@ -146,6 +150,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
         num_classes=len(dataset.classes),
         in_chans=config.data.in_chans,
         image_size=config.data.size,
+        log=say,
     )
     scale = layer_scale(settings.layer_decay, depths=depths, kind=settings.layer_decay_type)
     task = Finetuning(classifier, config, validation=validation, classes=dataset.classes, lr_scale=scale)

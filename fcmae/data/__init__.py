@@ -1,6 +1,6 @@
 """Images in, batches out: sources, decoding, transforms and deterministic loading."""
 
-from fcmae.data.dataset import ImageDataset
+from fcmae.data.dataset import ImageDataset, Loaded
 from fcmae.data.decode import IMAGE_EXTENSIONS, UnreadableImageError, decode_image
 from fcmae.data.loader import Batch, evaluation_batches, training_batches
 from fcmae.data.scans import write_scans
@@ -22,6 +22,7 @@ __all__ = [
     "DigitsDataset",
     "FolderDataset",
     "ImageDataset",
+    "Loaded",
     "ShardDataset",
     "Transform",
     "UnreadableImageError",

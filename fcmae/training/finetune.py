@@ -157,7 +157,7 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     transform = finetune_transform(
         config.data, rand_augment=settings.rand_augment, random_erasing=settings.random_erasing
     )
-    batches = batches_of(config, dataset, transform, fabric=fabric, start=start)
+    batches = batches_of(config, dataset, transform, fabric=fabric, start=start, repeats=config.data.repeats)
     train(task, batches, config, fabric=fabric, start=start, images=len(dataset))
     return task.metrics
 

@@ -70,6 +70,13 @@ def pretrain(config: PretrainConfig) -> Path:
     dataset = open_dataset(config.data, split="all", labelled=False)
     seed_draws(config.train.seed)  # the initial weights
     method = from_config(config.model, config.data)
-    batches = batches_of(config, dataset, method.transform(config.data), fabric=fabric, start=start)
+    batches = batches_of(
+        config,
+        dataset,
+        method.transform(config.data),
+        fabric=fabric,
+        start=start,
+        repeats=config.data.repeats,
+    )
     train(Pretraining(method, config.train), batches, config, fabric=fabric, start=start, images=len(dataset))
     return Path(config.run.dir)

@@ -8,11 +8,11 @@ from typing import Any, Protocol, TypeVar
 
 import yaml
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
-from fcmae.config import DataConfig, RunConfig, TrainConfig
+from fcmae.config import PixelConfig, RunConfig, TrainConfig
 from fcmae.config_io import save_config, to_dict
-from fcmae.data import Batch, ImageDataset, training_batches
+from fcmae.data import Batch, ImageDataset, Loaded, training_batches
 from fcmae.errors import InputError, Stopped
 from fcmae.training.checkpoints import Start
 from fcmae.training.devices import started_by_fabric
@@ -29,7 +29,7 @@ class TrainingConfig(Protocol):
     """What every kind of training reads of its configuration."""
 
     @property
-    def data(self) -> DataConfig: ...
+    def data(self) -> PixelConfig: ...
     @property
     def train(self) -> TrainConfig: ...
     @property
@@ -38,11 +38,12 @@ class TrainingConfig(Protocol):
 
 def batches_of(
     config: TrainingConfig,
-    dataset: ImageDataset,
-    transform: Callable[[Tensor], Images],
+    dataset: ImageDataset[Loaded],
+    transform: Callable[[Loaded], Images],
     *,
     fabric: Fabric,
     start: Start,
+    repeats: int = 1,
 ) -> Iterator[Batch[Images]]:
     """This process' micro-batches of a run, from `start` to its last step; see `training_batches`."""
     train = config.train
@@ -56,7 +57,7 @@ def batches_of(
         workers=config.data.workers,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
-        repeats=config.data.repeats,
+        repeats=repeats,
         timeout=config.data.timeout,
     )
 

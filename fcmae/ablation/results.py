@@ -130,7 +130,9 @@ def expected_shares(config: PretrainConfig) -> tuple[float, float | None] | None
     height, width = patch_grid(size, cell)
     cells = height * width
     visible = count_visible(cells, model.mask_ratio)
-    own = model.depths or model.dims or (isinstance(model, FCMAEConfig) and model.stem_stride)
+    own = model.depths or model.dims
+    if isinstance(model, FCMAEConfig):
+        own = own or model.stem_stride or model.gating != "grn" or model.decoder != "convnext"
     if not isinstance(model, FCMAEConfig) or own or model.decoder_depth != 1:
         return visible / cells, None
     flops = [

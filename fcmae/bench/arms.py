@@ -15,6 +15,7 @@ from fcmae.bench.convmae_arms import build_convmae
 from fcmae.masking import patch_grid, patchify, random_visible_ids, visible_from_ids
 from fcmae.methods import FCMAE, MAE, create_method
 from fcmae.methods.losses import reconstruction_loss
+from fcmae.models import ConvNeXtDecoder
 from fcmae.models.blocks import ConvNeXtV2Block, Downsample
 from sparse_ops import ActiveSites, GlobalResponseNorm
 
@@ -53,6 +54,7 @@ class DirectMaskedDense(nn.Module):
         """The loss of [B, C, H, W] images under the mask of visible patches [B, K]."""
         method = self.method
         encoder, decoder = method.encoder, method.decoder
+        assert isinstance(decoder, ConvNeXtDecoder)
         visible = visible_from_ids(visible_ids, method.grid_of(images))
         stem, channels_last = encoder.stem, images.contiguous(memory_format=torch.channels_last)
         x = F.conv2d(channels_last, stem.conv.weight, stem.conv.bias, stem.stride)

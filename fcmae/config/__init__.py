@@ -22,26 +22,40 @@ from fcmae.config.evaluate import (
 )
 from fcmae.config.mae import MAEConfig
 from fcmae.config.methods import METHOD_CONFIGS
-from fcmae.config.model import EXECUTIONS, ClassifierConfig, Execution, FCMAEConfig, ModelConfig
+from fcmae.config.model import (
+    DECODERS,
+    EXECUTIONS,
+    GATINGS,
+    ClassifierConfig,
+    Decoder,
+    Execution,
+    FCMAEConfig,
+    Gating,
+    ModelConfig,
+)
 from fcmae.config.msn import MSNConfig
 from fcmae.config.runs import FinetuneConfig, PretrainConfig, RunConfig
 from fcmae.config.train import FinetuneTrainConfig, TrainConfig
 
 __all__ = [
+    "DECODERS",
     "EXECUTIONS",
     "FROZEN",
+    "GATINGS",
     "METHOD_CONFIGS",
     "PROTOCOLS",
     "TUNED",
     "ClassifierConfig",
     "ConvMAEConfig",
     "DataConfig",
+    "Decoder",
     "DiversityConfig",
     "EvaluateConfig",
     "Execution",
     "FCMAEConfig",
     "FinetuneConfig",
     "FinetuneTrainConfig",
+    "Gating",
     "KnnConfig",
     "LowShotConfig",
     "MAEConfig",

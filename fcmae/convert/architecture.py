@@ -10,13 +10,17 @@ import torch
 from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
-from fcmae.config import require
+from fcmae.config import Gating, require
+from fcmae.convert.decoders import decoder_like
+from fcmae.convert.gating import gating_of
+from fcmae.convert.network import shapes_of, weight_of
 from fcmae.errors import InputError
-from fcmae.models import PRESETS, ConvNeXtDecoder, ConvNeXtV2Encoder, create_backbone
+from fcmae.models import PRESETS, ConvNeXtClassifier, ConvNeXtV2Encoder, create_backbone
+from fcmae.models.blocks import LAYER_SCALE_INIT
+from fcmae.models.gates import OWN_GATES
 from fcmae.models.presets import ConvNeXtV2Preset, require_name
 
 _BLOCK = re.compile(r"encoder\.stages\.(\d+)\.blocks\.(\d+)\..+")
-_DECODER_BLOCK = re.compile(r"decoder\.blocks\.(\d+)\.")
 _PRESETS = {name: preset for name, preset in PRESETS.items() if isinstance(preset, ConvNeXtV2Preset)}
 _STAGES = 4  # timm's ConvNeXt has no other number
 
@@ -37,6 +41,8 @@ class Architecture:
     """Width of each stage; None: those of `backbone`."""
     stem_stride: int = 4
     kernel_size: int = 7
+    gating: Gating = "grn"
+    """What the blocks have in GRN's place."""
 
     def __post_init__(self) -> None:
         require_name("backbone", "a size of ConvNeXt V2", self.backbone, _PRESETS)
@@ -55,6 +61,7 @@ class Architecture:
             dims=self.dims,
             stem_stride=self.stem_stride,
             kernel_size=self.kernel_size,
+            gating=self.gating,
         )
         assert isinstance(encoder, ConvNeXtV2Encoder)
         return encoder
@@ -90,17 +97,32 @@ class Architecture:
             options["patch_size"] = self.stem_stride
         if self.kernel_size != 7:
             options["kernel_sizes"] = self.kernel_size
+        if self.gating != "grn":
+            options["use_grn"] = False
+            options["ls_init_value"] = LAYER_SCALE_INIT if self.gating == "layer_scale" else None
         return options
 
-    def create_timm(self, **options: Any) -> ConvNeXt:
+    def create_timm(self, **options: Any) -> ConvNeXt | ConvNeXtClassifier:
         """The dense timm model of this architecture, with random weights.
 
         Where timm's `patch_size` means another network, the convolution of the stem is exchanged, so that the
-        stages have the strides of our encoder.
+        stages have the strides of our encoder. Where timm lacks the gates of the blocks, it is our own dense
+        network.
 
         Args:
-            **options: Further arguments of timm.create_model: num_classes, drop_path_rate, ...
+            **options: Further arguments of timm.create_model: num_classes, drop_path_rate, head_init_scale.
         """
+        if self.gating in OWN_GATES:
+            preset = _PRESETS[self.backbone]
+            return ConvNeXtClassifier(
+                self.depths or preset.depths,
+                self.dims or preset.dims,
+                in_chans=self.in_chans,
+                stem_stride=self.stem_stride,
+                kernel_size=self.kernel_size,
+                gating=self.gating,
+                **options,
+            )
         model = timm.create_model(self.backbone, **self.timm_options(), **options)
         assert isinstance(model, ConvNeXt)
         if not self.has_timm_stem:
@@ -125,6 +147,16 @@ class Architecture:
 
     def require_fits(self, target: str) -> None:
         """Raise InputError where the target's library can build no such network."""
+        if self.gating != "grn" and target in ("official", "transformers", "mmpretrain"):
+            raise InputError(
+                f"target: expected blocks with GRN for {target}, got gating {self.gating}. "
+                "Use --target timm or fcmae."
+            )
+        if self.gating in OWN_GATES and target == "timm":
+            raise InputError(
+                f"target: expected GRN, layer scale or neither for timm, got gating {self.gating}. "
+                "Use --target fcmae."
+            )
         if self.kernel_size != 7 and target in ("official", "transformers", "mmpretrain"):
             raise InputError(
                 f"target: expected 7x7 kernels for {target}, got {self.kernel_size}. "
@@ -165,8 +197,7 @@ class Architecture:
     def timm_shapes(self, *, num_classes: int) -> dict[str, torch.Size]:
         """Name -> shape of the timm model's state dict; nothing is allocated."""
         with torch.device("meta"):
-            model = self.create_timm(num_classes=num_classes)
-        return {name: tensor.shape for name, tensor in model.state_dict().items()}
+            return shapes_of({"": self.create_timm(num_classes=num_classes)})
 
     def our_shapes(self, *, num_classes: int, decoder: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         """Our name -> shape of encoder, decoder and head; nothing is allocated.
@@ -180,15 +211,11 @@ class Architecture:
             encoder = self.create_encoder()
             parts: dict[str, nn.Module] = {"encoder": encoder}
             if decoder:
-                parts["decoder"] = _decoder_like(decoder, encoder.dims[-1])
+                parts["decoder"] = decoder_like(decoder, encoder)
             if num_classes:
                 parts["head.norm"] = nn.LayerNorm(encoder.dims[-1])
                 parts["head.fc"] = nn.Linear(encoder.dims[-1], num_classes)
-        return {
-            f"{part}.{name}": tensor.shape
-            for part, module in parts.items()
-            for name, tensor in module.state_dict().items()
-        }
+        return shapes_of(parts)
 
 
 def from_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Architecture:
@@ -212,6 +239,7 @@ def from_config(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Arc
         depths=None if depths is None else tuple(depths),
         dims=None if dims is None else tuple(dims),
         stem_stride=stem_stride or 4,
+        gating=gating_of(weights),
     )
 
 
@@ -243,27 +271,5 @@ def from_shapes(weights: Mapping[str, Tensor]) -> Architecture:
         dims=None if same else dims,
         stem_stride=stem.shape[3],
         kernel_size=kernels[0].shape[3],
+        gating=gating_of(weights),
     )
-
-
-def _decoder_like(decoder: Mapping[str, Tensor], in_channels: int) -> ConvNeXtDecoder:
-    dim = weight_of(decoder, "decoder.mask_token", 1).shape[0]
-    pixels = weight_of(decoder, "decoder.pred.weight", 2).shape[0]
-    depth = len({found[1] for key in decoder if (found := _DECODER_BLOCK.match(key))})
-    return ConvNeXtDecoder(in_channels, pixels, dim=dim, depth=depth)
-
-
-def weight_of(weights: Mapping[str, Tensor], key: str, *ndims: int) -> Tensor:
-    """A weight by our name.
-
-    Raises:
-        InputError: it is missing, or has another number of dimensions.
-    """
-    if key not in weights:
-        raise InputError(f"weights: expected every key of the network, got no {key}. Check the file.")
-    if weights[key].ndim not in ndims:
-        raise InputError(
-            f"weights: expected {key} of {' or '.join(map(str, ndims))} dimensions, "
-            f"got {list(weights[key].shape)}. Check the file."
-        )
-    return weights[key]

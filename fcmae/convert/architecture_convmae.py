@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcmae.convert.architecture import weight_of
-from fcmae.convert.architecture_vit import decoder_like, shapes_of, square_grid
+from fcmae.convert.architecture_vit import square_grid
+from fcmae.convert.decoders import transformer_like
+from fcmae.convert.network import shapes_of, weight_of
 from fcmae.errors import InputError
 from fcmae.models import PRESETS, ConvMAEEncoder
 from fcmae.models.presets import ConvMAEPreset
@@ -82,7 +83,7 @@ class ConvMAEArchitecture:
         with torch.device("meta"):
             parts: dict[str, nn.Module] = {"encoder": self.create_encoder()}
             if "decoder.mask_token" in decoder:
-                parts["decoder"] = decoder_like(decoder, last)
+                parts["decoder"] = transformer_like(decoder, last)
             if any(name.startswith("stage1_output_decode.") for name in decoder):
                 parts["stage1_output_decode"] = DownsampleConv2d(first, last, _FUSED[1])
                 parts["stage2_output_decode"] = DownsampleConv2d(second, last, _FUSED[2])

@@ -10,14 +10,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fcmae.convert.architecture import weight_of
+from fcmae.convert.decoders import transformer_like
+from fcmae.convert.network import shapes_of, weight_of
 from fcmae.errors import InputError
 from fcmae.masking import patch_grid
-from fcmae.models import PRESETS, TransformerDecoder, ViTEncoder
+from fcmae.models import PRESETS, ViTEncoder
 from fcmae.models.presets import ViTPreset
 
 _BLOCK = re.compile(r"encoder\.blocks\.(\d+)\..+")
-_DECODER_BLOCK = re.compile(r"decoder\.decoder_blocks\.(\d+)\..+")
 _PRESETS = {name: preset for name, preset in PRESETS.items() if isinstance(preset, ViTPreset)}
 
 
@@ -100,7 +100,7 @@ class ViTArchitecture:
         with torch.device("meta"):
             parts: dict[str, nn.Module] = {"encoder": self.create_encoder()}
             if decoder:
-                parts["decoder"] = decoder_like(decoder, self.dim)
+                parts["decoder"] = transformer_like(decoder, self.dim)
             if num_classes:
                 parts["head.fc"] = nn.Linear(self.dim, num_classes)
                 if self.pools_patches:
@@ -228,26 +228,3 @@ def square_grid(patches: int) -> tuple[int, int]:
             "Give a checkpoint with its config."
         )
     return side, side
-
-
-def decoder_like(decoder: Mapping[str, Tensor], in_channels: int) -> TransformerDecoder:
-    """A transformer decoder of the sizes that these weights have; their heads do not show in shapes."""
-    made = TransformerDecoder(
-        in_channels,
-        weight_of(decoder, "decoder.decoder_pred.weight", 2).shape[0],
-        grid=(1, 1),
-        dim=weight_of(decoder, "decoder.mask_token", 3).shape[2],
-        depth=len({found[1] for key in decoder if (found := _DECODER_BLOCK.fullmatch(key))}),
-        num_heads=1,
-    )
-    made.decoder_pos_embed = torch.empty(weight_of(decoder, "decoder.decoder_pos_embed", 3).shape)
-    return made
-
-
-def shapes_of(parts: Mapping[str, nn.Module]) -> dict[str, torch.Size]:
-    """Name -> shape of the state dicts of some modules, each under its prefix."""
-    return {
-        f"{part}.{name}".removeprefix("."): tensor.shape
-        for part, module in parts.items()
-        for name, tensor in module.state_dict().items()
-    }

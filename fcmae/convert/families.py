@@ -99,7 +99,6 @@ _OTHERS = {
     "layer1.0.conv1.weight": "a ResNet",
     "layers.0.blocks.0.attn.qkv.weight": "a Swin",
     "stages.0.0.gamma": "ConvNeXt V1",
-    "stages.0.blocks.0.gamma": "ConvNeXt V1",
 }
 
 

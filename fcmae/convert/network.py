@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fcmae.errors import InputError
+
 
 class Network(Protocol):
     """A family's architecture: a frozen dataclass of sizes."""
@@ -49,3 +51,28 @@ class Network(Protocol):
     def call(self, target: str, out: str, *, num_classes: int) -> str:
         """How a reader makes the model that converted weights at `out` fit; 0 classes: they have no head."""
         ...
+
+
+def weight_of(weights: Mapping[str, Tensor], key: str, *ndims: int) -> Tensor:
+    """A weight by our name.
+
+    Raises:
+        InputError: it is missing, or has another number of dimensions.
+    """
+    if key not in weights:
+        raise InputError(f"weights: expected every key of the network, got no {key}. Check the file.")
+    if weights[key].ndim not in ndims:
+        raise InputError(
+            f"weights: expected {key} of {' or '.join(map(str, ndims))} dimensions, "
+            f"got {list(weights[key].shape)}. Check the file."
+        )
+    return weights[key]
+
+
+def shapes_of(parts: Mapping[str, nn.Module]) -> dict[str, torch.Size]:
+    """Name -> shape of the state dicts of some modules, each under its prefix."""
+    return {
+        f"{part}.{name}".removeprefix("."): tensor.shape
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }

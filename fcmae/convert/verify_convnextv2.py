@@ -15,7 +15,7 @@ from fcmae.convert.formats.convnextv2 import FORMATS
 from fcmae.convert.transfer import transfer
 from fcmae.convert.verify import StageDifference, differences, filled
 from fcmae.masking import random_visible_ids, visible_from_ids
-from fcmae.models import ConvNeXtV2Encoder
+from fcmae.models import ConvNeXtClassifier, ConvNeXtV2Encoder
 from sparse_ops import SparseImage, features_of
 
 _MASK_RATIO = 0.6
@@ -82,8 +82,10 @@ def compare_outputs(
 
 def dense_model(
     converted: Mapping[str, Tensor], target: Format, architecture: Architecture, drop_path: float = 0.0
-) -> ConvNeXt:
-    """timm's model with the weights of any format in it; a feature extractor where they have no head."""
+) -> ConvNeXt | ConvNeXtClassifier:
+    """timm's model, or ours where it has none, with weights of any format in it; without a head, a feature
+    extractor.
+    """
     head = converted.get(target.from_ours("head.fc.weight") or "")
     num_classes = 0 if head is None else len(head)
     shapes = architecture.timm_shapes(num_classes=num_classes)
@@ -91,7 +93,7 @@ def dense_model(
     model = filled(
         lambda: architecture.create_timm(num_classes=num_classes, drop_path_rate=drop_path), weights
     )
-    assert isinstance(model, ConvNeXt)
+    assert isinstance(model, ConvNeXt | ConvNeXtClassifier)
     return model
 
 
@@ -102,6 +104,9 @@ def _dense_outputs(
     if target.name == "transformers" and importlib.util.find_spec("transformers") is not None:
         return "transformers", _transformers_outputs(converted, architecture, images)
     model = dense_model(converted, target, architecture)
+    if isinstance(model, ConvNeXtClassifier):
+        logits = [model(images)] if model.num_classes else []
+        return "our dense network", [*model.stage_features(images), *logits]
     outputs, features = _run(model.stem, model.stages, images)
     if model.num_classes:
         outputs.append(model.forward_head(features))

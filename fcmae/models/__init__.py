@@ -3,8 +3,10 @@
 import inspect
 from typing import get_args
 
+from fcmae.config import Gating
 from fcmae.errors import InputError
 from fcmae.models.convmae import ConvMAEEncoder
+from fcmae.models.convnext_classifier import ConvNeXtClassifier
 from fcmae.models.convnextv2 import ConvNeXtV2Encoder
 from fcmae.models.decoders import ConvNeXtDecoder, TransformerDecoder
 from fcmae.models.encoder import Encoder
@@ -16,6 +18,7 @@ from fcmae.models.presets import (
     find_preset,
     require_name,
 )
+from fcmae.models.unet import UNetDecoder
 from fcmae.models.vit import Positions, ViTEncoder
 from sparse_ops import Backend, Scope
 
@@ -24,10 +27,12 @@ __all__ = [
     "PRESETS",
     "ConvMAEEncoder",
     "ConvMAEPreset",
+    "ConvNeXtClassifier",
     "ConvNeXtDecoder",
     "ConvNeXtV2Encoder",
     "Encoder",
     "TransformerDecoder",
+    "UNetDecoder",
     "ViTEncoder",
     "create_backbone",
     "find_preset",
@@ -53,6 +58,7 @@ def create_backbone(
     mlp_ratio: int | None = None,
     kernel_size: int | None = None,
     stem_stride: int | None = None,
+    gating: Gating | None = None,
     grn_scope: Scope | None = None,
     num_heads: int | None = None,
     positions: Positions | None = None,
@@ -73,6 +79,7 @@ def create_backbone(
         mlp_ratio: Width of the hidden features of a block as a multiple of its own.
         kernel_size: Side of the depthwise kernels, odd.
         stem_stride: Pixels per site of the first stage.
+        gating: What blocks have in GRN's place: "grn" itself, "none", "layer_scale", ...; see FCMAEConfig.
         grn_scope: Sites of GRN's statistics, "image" or "batch".
         num_heads: Attention heads.
         positions: Position embeddings of tokens, "fixed" or "learnt".
@@ -91,6 +98,7 @@ def create_backbone(
         "mlp_ratio": mlp_ratio,
         "kernel_size": kernel_size,
         "stem_stride": stem_stride,
+        "gating": gating,
         "grn_scope": grn_scope,
         "num_heads": num_heads,
         "positions": positions,

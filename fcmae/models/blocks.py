@@ -4,8 +4,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from fcmae.config import Gating
 from fcmae.errors import InputError
+from fcmae.models.gates import OWN_GATES, create_gate
 from sparse_ops import (
     DownsampleConv2d,
     GlobalResponseNorm,
@@ -15,8 +18,12 @@ from sparse_ops import (
     SubmConv2d,
     features_of,
     grn_mlp,
+    linear,
     with_features,
 )
+
+LAYER_SCALE_INIT = 1e-6
+"""ConvNeXt V1's factors on its branches at the start."""
 
 
 def pointwise(module: nn.Module, x: Image) -> Image:
@@ -55,27 +62,51 @@ class DropPath(nn.Module):
         return f"rate={self.rate:g}"
 
 
-class GrnMlp(nn.Module):
-    """Linear, GELU, GRN, linear, with timm's parameter names.
+class RowLinear(nn.Linear):
+    """A linear layer by the fastest GEMM, see `sparse_ops.linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., C_in] to [..., C_out]."""
+        return linear(input, self.weight, self.bias)
+
+
+class GatedMlp(nn.Module):
+    """Linear, GELU, a gate, linear, with timm's parameter names.
 
     Args:
         channels: Width of input and output, C.
         mlp_ratio: Width of the hidden features as a multiple of C.
+        gating: What gates the hidden features: "grn", one of OWN_GATES under its own name, or for all others
+            nothing.
         grn_scope: Sites of GRN's statistics, "image" or "batch".
         backend: Engine of the sparse operations.
     """
 
+    grn: GlobalResponseNorm
+
     def __init__(
-        self, channels: int, *, mlp_ratio: int = 4, grn_scope: Scope = "image", backend: str = "auto"
+        self,
+        channels: int,
+        *,
+        mlp_ratio: int = 4,
+        gating: Gating = "grn",
+        grn_scope: Scope = "image",
+        backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, mlp_ratio * channels)
-        self.grn = GlobalResponseNorm(mlp_ratio * channels, scope=grn_scope, backend=backend)
-        self.fc2 = nn.Linear(mlp_ratio * channels, channels)
-        self.backend = backend
+        hidden = mlp_ratio * channels
+        self.fc1 = RowLinear(channels, hidden)
+        if gating == "grn":
+            self.grn = GlobalResponseNorm(hidden, scope=grn_scope, backend=backend)
+        elif gating in OWN_GATES:
+            self.add_module(gating, create_gate(gating, hidden, backend=backend))
+        self.fc2 = RowLinear(hidden, channels)
+        self.gating, self.backend = gating, backend
 
     def forward(self, x: Image) -> Image:
         """C channels to C channels, any representation."""
+        if self.gating != "grn":
+            return self._forward_composed(x)
         return grn_mlp(
             x,
             (self.fc1.weight, self.fc1.bias),
@@ -86,19 +117,30 @@ class GrnMlp(nn.Module):
             backend=self.backend,
         )
 
+    def _forward_composed(self, x: Image) -> Image:
+        hidden = with_features(x, F.gelu(self.fc1(features_of(x))))
+        if self.gating in OWN_GATES:
+            hidden = self.get_submodule(self.gating)(hidden)
+        return pointwise(self.fc2, hidden)
+
 
 class ConvNeXtV2Block(nn.Module):
-    """Depthwise convolution, LayerNorm and the GRN MLP, around a residual.
+    """Depthwise convolution, LayerNorm and the gated MLP, around a residual.
 
     Args:
         channels: Width, C.
         kernel_size: Side of the depthwise kernel (the paper: 7).
         mlp_ratio: Width of the hidden features as a multiple of C (the paper: 4).
         drop_path: Probability of dropping the branch.
+        gating: As for `GatedMlp`; "layer_scale" multiplies the branch by a factor a channel instead.
         grn_scope: Sites of GRN's statistics, "image" or "batch".
         backend: Engine of the sparse operations.
-    Paper: Woo et al. 2023, ConvNeXt V2, figure 5.
+    Attributes:
+        gamma: ConvNeXt V1's layer scale, [C], 1e-6 at the start; None unless `gating` is "layer_scale".
+    Paper: Woo et al. 2023, ConvNeXt V2, figure 5; layer scale: Liu et al. 2022, A ConvNet for the 2020s.
     """
+
+    gamma: nn.Parameter | None
 
     def __init__(
         self,
@@ -107,18 +149,25 @@ class ConvNeXtV2Block(nn.Module):
         kernel_size: int = 7,
         mlp_ratio: int = 4,
         drop_path: float = 0.0,
+        gating: Gating = "grn",
         grn_scope: Scope = "image",
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        scale = nn.Parameter(torch.full((channels,), LAYER_SCALE_INIT)) if gating == "layer_scale" else None
+        self.register_parameter("gamma", scale)
         self.conv_dw = SubmConv2d(channels, channels, kernel_size, groups=channels, backend=backend)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = GrnMlp(channels, mlp_ratio=mlp_ratio, grn_scope=grn_scope, backend=backend)
+        self.mlp = GatedMlp(
+            channels, mlp_ratio=mlp_ratio, gating=gating, grn_scope=grn_scope, backend=backend
+        )
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Image) -> Image:
         """C channels to C channels at the same sites."""
         branch = self.mlp(pointwise(self.norm, self.conv_dw(x)))
+        if self.gamma is not None:
+            branch = with_features(branch, features_of(branch) * self.gamma)
         return with_features(x, features_of(x) + self.drop_path(branch))
 
 

@@ -4,7 +4,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from fcmae.config import EXECUTIONS, Execution
+from fcmae.config import EXECUTIONS, GATINGS, Execution, Gating
 from fcmae.errors import InputError
 from fcmae.masking import space_to_depth
 from fcmae.models.blocks import ConvNeXtV2Block, Downsample
@@ -81,6 +81,7 @@ class ConvNeXtV2Encoder(Encoder):
         kernel_size: Side of the depthwise kernels, odd.
         mlp_ratio: Width of the hidden features of a block as a multiple of its own.
         drop_path: Stochastic depth of the last block, rising linearly from 0.
+        gating: What the blocks have in GRN's place, one of GATINGS.
         grn_scope: Sites of GRN's statistics, "image" or "batch".
         backend: Engine of the sparse operations.
     Paper: Woo et al. 2023, ConvNeXt V2.
@@ -96,6 +97,7 @@ class ConvNeXtV2Encoder(Encoder):
         kernel_size: int = 7,
         mlp_ratio: int = 4,
         drop_path: float = 0.0,
+        gating: Gating = "grn",
         grn_scope: Scope = "image",
         backend: str = "auto",
     ) -> None:
@@ -105,6 +107,12 @@ class ConvNeXtV2Encoder(Encoder):
             raise InputError(
                 "kernel_size and stem_stride: expected an odd kernel and a stride of at least 1, got "
                 f"{kernel_size} and {stem_stride}."
+            )
+        require_name("gating", "what blocks have in GRN's place", gating, GATINGS)
+        if grn_scope != "image" and gating != "grn":
+            raise InputError(
+                f"grn_scope: expected image for gating {gating}, got {grn_scope}. "
+                "Only grn can count the batch."
             )
         self.stem = Stem(in_chans, dims[0], stem_stride)
         rates = [drop_path * block / max(1, sum(depths) - 1) for block in range(sum(depths))]
@@ -117,6 +125,7 @@ class ConvNeXtV2Encoder(Encoder):
                     kernel_size=kernel_size,
                     mlp_ratio=mlp_ratio,
                     drop_path=rates[sum(depths[:stage]) + block],
+                    gating=gating,
                     grn_scope=grn_scope,
                     backend=backend,
                 )

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fcmae.config import METHOD_CONFIGS, ClassifierConfig
+from fcmae.config_io import to_dict
 from fcmae.convert.files import checkpoints_of, read_checkpoint, read_newest_checkpoint
 from fcmae.errors import InputError
 
@@ -184,8 +186,12 @@ def find_start(resume: str, run_dir: str | Path, *, kind: str, config: Mapping[s
 def require_same_model(saved: Mapping[str, Any], config: Mapping[str, Any], *, path: Path) -> None:
     """Raise InputError, naming the fields, where `config` describes another model than `saved`.
 
-    The optimiser, the schedule, the length and the place of a run may change when it is resumed.
+    The optimiser, the schedule, the length and the place of a run may change when it is resumed. A field that
+    a checkpoint of an earlier version lacks had today's default.
     """
+    method = saved["model"].get("method")
+    defaults = METHOD_CONFIGS[method]() if method else ClassifierConfig()
+    saved = {**saved, "model": {**to_dict(defaults), **saved["model"]}}
     of_model = {f"model.{name}" for name in (*saved["model"], *config["model"])}
     names = [*sorted(of_model.difference(_NOT_MODEL)), *_ALSO_MODEL]
     changed = [

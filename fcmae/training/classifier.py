@@ -12,6 +12,7 @@ from fcmae.config import ClassifierConfig
 from fcmae.convert import Architecture, Source, load_weights, open_source
 from fcmae.convert.architecture_convmae import ConvMAEArchitecture
 from fcmae.convert.architecture_vit import ViTArchitecture
+from fcmae.convert.gating import with_gate_of
 from fcmae.convert.network import Network
 from fcmae.errors import InputError
 from fcmae.masking import patch_grid
@@ -39,6 +40,8 @@ def build_classifier(
 ) -> tuple[nn.Module, tuple[int, ...]]:
     """timm's `convnextv2_*` or `vit_*`, or our `convmae_*`, with a new head, and the blocks of each stage.
 
+    ConvNeXt V2 with gates that timm lacks is our own dense network.
+
     The head is a truncated normal of std 0.02 times `head_init_scale`, without bias: the originals' std 2e-5
     at 0.001. Of a classifier's weights all but the head's last layer is used, whatever its classes, as the
     original does between ImageNet-22K and 1K. Sizes that are no preset's, such as a pretraining run's own
@@ -59,7 +62,13 @@ def build_classifier(
         InputError: unknown backbone, weights that cannot be read, or weights of another backbone or other
             images, or fewer blocks than are to be trained.
     """
-    if model.global_pool == "token" and not isinstance(find_preset(model.backbone), ViTPreset):
+    preset = find_preset(model.backbone)
+    if model.gating is not None and not isinstance(preset, ConvNeXtV2Preset):
+        raise InputError(
+            f"model.gating: expected it left out for {model.backbone}, got {model.gating}. "
+            "Only ConvNeXt V2 has it."
+        )
+    if model.global_pool == "token" and not isinstance(preset, ViTPreset):
         raise InputError(
             f"model.global_pool: expected avg for {model.backbone}, which has no class token, got token. "
             "Leave it out."
@@ -121,11 +130,23 @@ def _tell_new_head(source: Source, num_classes: int, log: Callable[[str], object
 def _convnextv2(
     model: ClassifierConfig, architecture: Network, source: Source | None, num_classes: int
 ) -> nn.Module:
-    classifier = architecture.create_timm(
+    assert isinstance(architecture, Architecture)
+    own, gating = architecture.gating, model.gating or architecture.gating
+    classifier = replace(architecture, gating=gating).create_timm(
         num_classes=num_classes, drop_path_rate=model.drop_path, head_init_scale=model.head_init_scale
     )
-    if source is not None:
+    if source is None:
+        return classifier
+    if gating == own:
         load_weights(classifier, source.without("head.fc."), source=source.format.name)
+        return classifier
+    if "none" not in (gating, own):
+        raise InputError(
+            f"model.gating: expected {own}, that of the weights, or none, got {gating}. "
+            "Only where weights have no gate can another be added."
+        )
+    ours = {name: tensor for name, tensor in source.ours().items() if not name.startswith("head.fc.")}
+    load_weights(classifier, with_gate_of(classifier, ours), source="fcmae")
     return classifier
 
 

@@ -8,7 +8,9 @@ Lengths of training are counted in optimiser steps, learning rates as `base_lr` 
 from fcmae.config.checks import check_range, require
 from fcmae.config.convmae import ConvMAEConfig
 from fcmae.config.data import DataConfig, PixelConfig
+from fcmae.config.detection import DetectConfig, DetectDataConfig, DetectorConfig, DetectTestConfig
 from fcmae.config.diversity import DiversityConfig
+from fcmae.config.downstream import AnnotatedConfig, DownstreamTrainConfig, PyramidConfig
 from fcmae.config.evaluate import (
     FROZEN,
     PROTOCOLS,
@@ -45,11 +47,17 @@ __all__ = [
     "METHOD_CONFIGS",
     "PROTOCOLS",
     "TUNED",
+    "AnnotatedConfig",
     "ClassifierConfig",
     "ConvMAEConfig",
     "DataConfig",
     "Decoder",
+    "DetectConfig",
+    "DetectDataConfig",
+    "DetectTestConfig",
+    "DetectorConfig",
     "DiversityConfig",
+    "DownstreamTrainConfig",
     "EvaluateConfig",
     "Execution",
     "FCMAEConfig",
@@ -65,6 +73,7 @@ __all__ = [
     "PixelConfig",
     "PretrainConfig",
     "ProbeConfig",
+    "PyramidConfig",
     "RunConfig",
     "TrainConfig",
     "TuningConfig",

@@ -91,6 +91,17 @@ def _fabric(run: RunConfig, **precision: Any) -> Fabric:
     )
 
 
+def shared_out(fabric: Fabric, module: nn.Module) -> nn.Module:
+    """`module`, under FSDP with its weights shared out over the processes as the run's are; in place.
+
+    Args:
+        fabric: Launched.
+        module: Holds its whole weights in every process; from now on all must call it together.
+    """
+    strategy = fabric.strategy
+    return shard(module, strategy.device_mesh) if isinstance(strategy, ModelParallelStrategy) else module
+
+
 def started_by_fabric(fabric: Fabric) -> bool:
     """Whether Fabric's first process of this node started this one; not the user, torchrun or Slurm."""
     environment = getattr(fabric.strategy, "cluster_environment", None)

@@ -5,28 +5,35 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from fcmae.data import Batch
 
 
 @torch.no_grad()
-def evaluate(fabric: Fabric, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+def evaluate(
+    fabric: Fabric, model: nn.Module, batches: Iterable[Batch], *, calls: int, image: Tensor
+) -> dict[str, float]:
     """{"accuracy": share of images whose largest output is their class, "loss": mean cross entropy}.
 
-    Runs in this process alone, at the run's precision; the model's mode is put back.
+    Every process calls it with its share of the images, and all get the numbers of the whole. Runs at the
+    run's precision; the model's mode is put back.
 
     Args:
         fabric: The run's Fabric.
-        model: Images [B, C, H, W] to logits [B, classes]; not wrapped by Fabric.
+        model: Images [B, C, H, W] to logits [B, classes]; under DDP not wrapped.
         batches: Labelled.
+        calls: Of the model, the same in every process and no fewer than batches: where weights are shared
+            out, a call needs all processes.
+        image: [1, C, H, W]; what the model sees once there are no more batches.
     """
     was_training = model.training
     model.eval()
     # Summed on the device: nothing waits for it before the last batch.
     correct = torch.zeros((), dtype=torch.int64, device=fabric.device)
     loss = torch.zeros((), device=fabric.device)
-    count = 0
+    count = torch.zeros((), dtype=torch.int64, device=fabric.device)
+    image = image.to(fabric.device)
     for batch in batches:
         assert batch.labels is not None
         images = batch.images.to(fabric.device, non_blocking=True)
@@ -36,8 +43,15 @@ def evaluate(fabric: Fabric, model: nn.Module, batches: Iterable[Batch]) -> dict
         correct += (logits.argmax(dim=1) == labels).sum()
         loss += F.cross_entropy(logits.float(), labels, reduction="sum")
         count += len(labels)
+        calls -= 1
+    for _ in range(calls):
+        with fabric.autocast():
+            model(image)
     model.train(was_training)
-    return {"accuracy": correct.item() / count, "loss": loss.item() / count}
+    if fabric.world_size > 1:
+        for value in (correct, loss, count):
+            fabric.all_reduce(value, reduce_op="sum")  # in place
+    return {"accuracy": correct.item() / count.item(), "loss": loss.item() / count.item()}
 
 
 def with_best(metrics: dict[str, float], previous: dict[str, float], *, step: int) -> dict[str, float]:

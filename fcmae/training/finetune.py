@@ -1,8 +1,11 @@
 """Fine-tuning: a pretrained encoder, or random weights, and labelled images in; a classifier out."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from lightning.fabric import Fabric
 from timm.data.mixup import Mixup
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
@@ -21,7 +24,7 @@ from fcmae.errors import InputError
 from fcmae.masking import BatchPart
 from fcmae.training.checkpoints import find_start, require_same_classes
 from fcmae.training.classifier import build_classifier
-from fcmae.training.devices import launch_fabric
+from fcmae.training.devices import launch_fabric, shared_out
 from fcmae.training.evaluate import evaluate, with_best
 from fcmae.training.loop import Event, Running, Task, train
 from fcmae.training.optim import layer_scale
@@ -64,13 +67,14 @@ class Finetuning(Task):
         self._ema: ModelEmaV3 | None = None
         self.metrics: dict[str, float] = {}
 
-    def begin(self, state: Mapping[str, Any]) -> None:
+    def begin(self, fabric: Fabric, state: Mapping[str, Any]) -> None:
         """Go on from the average and the metrics saved, or let the average begin at the first weights."""
         self.metrics = dict(state.get("metrics", {}))
         if self._config.train.ema_decay is not None:
             self._ema = ModelEmaV3(self.model, decay=self._config.train.ema_decay)
             if "ema" in state:
                 self._ema.module.load_state_dict(state["ema"])
+            self._ema.module = shared_out(fabric, self._ema.module)
 
     def loss(
         self, network: nn.Module, batch: Batch, *, step: int, part: BatchPart
@@ -93,23 +97,29 @@ class Finetuning(Task):
         return {"classes": list(self._classes), "metrics": self.metrics, **average}
 
     def _evaluate(self, running: Running, step: int) -> None:
-        """By the first process; the others take up its metrics."""
-        if running.fabric.is_global_zero:
-            networks = {"": self.model} if self._ema is None else {"": self.model, "ema_": self._ema.module}
-            found: dict[str, float] = {}
-            for prefix, network in networks.items():
-                batches = evaluation_batches(
-                    self._validation,
-                    eval_transform(self._config.data),
-                    batch_size=self._config.train.batch_size,
-                    workers=self._config.data.workers,
-                    timeout=self._config.data.timeout,
-                )
-                scores = evaluate(running.fabric, network, running.bad_images.noting(batches, step=step))
-                found |= {prefix + name: score for name, score in scores.items()}
-            self.metrics = with_best(found, self.metrics, step=step)
-            running.log.write("eval", step=step, **self.metrics)
-        self.metrics = running.fabric.broadcast(self.metrics)
+        """By all processes, each on every `devices`-th image."""
+        fabric, settings, data = running.fabric, self._config.train, self._config.data
+        rank, devices, count = fabric.global_rank, fabric.world_size, len(self._validation)
+        found: dict[str, float] = {}
+        networks = {"": self.model} if self._ema is None else {"": self.model, "ema_": self._ema.module}
+        for prefix, network in networks.items():
+            batches = evaluation_batches(
+                self._validation.subset(range(rank, count, devices)),
+                eval_transform(data),
+                batch_size=settings.batch_size,
+                workers=data.workers,
+                timeout=data.timeout,
+            )
+            scores = evaluate(
+                fabric,
+                network,
+                running.bad_images.noting(batches, step=step),
+                calls=math.ceil(math.ceil(count / devices) / settings.batch_size),
+                image=torch.zeros(1, data.in_chans, *data.size),
+            )
+            found |= {prefix + name: score for name, score in scores.items()}
+        self.metrics = with_best(found, self.metrics, step=step)
+        running.log.write("eval", step=step, **self.metrics)
 
 
 def finetune(config: FinetuneConfig) -> dict[str, float]:
@@ -127,11 +137,6 @@ def finetune(config: FinetuneConfig) -> dict[str, float]:
     Paper: Woo et al. 2023, ConvNeXt V2, tables 9 to 11.
     """
     settings = config.train
-    if config.run.strategy == "fsdp":
-        raise InputError(
-            "run.strategy: expected auto or ddp for fine-tuning, whose evaluation and average need the whole "
-            "network in one process, got fsdp. Use auto, with train.checkpoint_activations for memory."
-        )
     fabric = launch_fabric(config.run, settings)
     start = find_start(config.resume, config.run.dir, kind=Finetuning.kind, config=to_dict(config))
     dataset = open_dataset(config.data, split="train", labelled=True)

@@ -55,9 +55,10 @@ class Event:
     """What happens every so many steps: an evaluation, pictures, a look at the features.
 
     It comes after the step's log line and before its checkpoint, and its time is not counted as training.
-    Every process calls it: only where all of them use it does a network work whose weights are shared out.
-    What is to be done once (files, `log.write`) it does where `running.fabric.is_global_zero`. It may draw
-    random numbers, as each step seeds its own, and leaves the network in the mode in which it found it.
+    Every process calls it, since a network whose weights are shared out (FSDP) works only where all of them
+    use it. What is to be done once, such as a picture's file, it does where `running.fabric.is_global_zero`;
+    the others' `log.write` goes to files of their own. It may draw random numbers, as each step seeds its
+    own, and leaves the network in the mode in which it found it.
     """
 
     every: int
@@ -92,10 +93,11 @@ class Task:
         self.lr_scale = lr_scale
         self.events = events
 
-    def begin(self, state: Mapping[str, Any]) -> None:
+    def begin(self, fabric: Fabric, state: Mapping[str, Any]) -> None:
         """Take up what `state` saved; called once, when `model` has its first weights and is not yet wrapped.
 
         Args:
+            fabric: Launched.
             state: The checkpoint that the run goes on from; empty for a new run.
         """
 
@@ -150,7 +152,7 @@ def train(
     rank, devices, accumulate = fabric.global_rank, fabric.world_size, settings.accumulate
     if start.state:
         model.load_state_dict(start.state["model"])
-    task.begin(start.state)
+    task.begin(fabric, start.state)
     if settings.checkpoint_activations:
         checkpoint_activations(model)
     network = fabric.setup_module(compiled(task.network, enabled=settings.compile))

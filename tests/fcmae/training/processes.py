@@ -10,24 +10,29 @@ from pathlib import Path
 import torch
 
 from fcmae.cli import main
-from fcmae.config import PretrainConfig
+from fcmae.config import FinetuneConfig, PretrainConfig
 from fcmae.config_io import save_config
 
 # Children of one server: each begins at once.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["fcmae.training.pretrain", "torch.distributed.fsdp", "processes"])
+_CONTEXT.set_forkserver_preload(
+    ["fcmae.training.pretrain", "fcmae.training.finetune", "torch.distributed.fsdp", "processes"]
+)
 
 
-def start_processes(config: PretrainConfig, count: int) -> list[BaseProcess]:
-    """`fcmae pretrain` of this configuration, by `count` processes; each prints to <run>-rank<r>.txt."""
+def start_processes(config: PretrainConfig | FinetuneConfig, count: int) -> list[BaseProcess]:
+    """`fcmae pretrain` or `finetune`, by `count` processes; each prints to <run>-rank<r>.txt."""
     file = f"{config.run.dir}.yaml"
     save_config(config, file)
+    command = "finetune" if isinstance(config, FinetuneConfig) else "pretrain"
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    processes = [
-        _CONTEXT.Process(target=_run, args=(file, f"{config.run.dir}-rank{rank}.txt", environment, rank))
+    processes: list[BaseProcess] = [
+        _CONTEXT.Process(
+            target=_run, args=(command, file, f"{config.run.dir}-rank{rank}.txt", environment, rank)
+        )
         for rank in range(count)
     ]
     for process in processes:
@@ -35,7 +40,7 @@ def start_processes(config: PretrainConfig, count: int) -> list[BaseProcess]:
     return processes
 
 
-def run_processes(config: PretrainConfig, count: int) -> Path:
+def run_processes(config: PretrainConfig | FinetuneConfig, count: int) -> Path:
     """The folder of a run that `count` processes have ended well."""
     processes = start_processes(config, count)
     for rank, process in enumerate(processes):
@@ -44,12 +49,12 @@ def run_processes(config: PretrainConfig, count: int) -> Path:
     return Path(config.run.dir)
 
 
-def output(config: PretrainConfig, rank: int) -> str:
+def output(config: PretrainConfig | FinetuneConfig, rank: int) -> str:
     """What one process has printed."""
     return Path(f"{config.run.dir}-rank{rank}.txt").read_text()
 
 
-def _run(config_file: str, output_file: str, environment: dict[str, str], rank: int) -> None:
+def _run(command: str, config_file: str, output_file: str, environment: dict[str, str], rank: int) -> None:
     torch.set_num_threads(1)
     if environment["WORLD_SIZE"] != "1":
         os.environ.update(
@@ -61,5 +66,5 @@ def _run(config_file: str, output_file: str, environment: dict[str, str], rank: 
             TORCHELASTIC_RUN_ID="test",
         )
     with Path(output_file).open("w") as file, redirect_stdout(file), redirect_stderr(file):
-        code = main(["pretrain", "--config", config_file])
+        code = main([command, "--config", config_file])
     raise SystemExit(code)

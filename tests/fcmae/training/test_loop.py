@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 from training_runs import Interruption, assert_same_tensors, events, interrupt_after, last_state
 
@@ -48,7 +49,7 @@ class Detection(Task):
         self.looked: list[int] = []
         self.stepped: list[int] = []
 
-    def begin(self, state: Mapping[str, Any]) -> None:
+    def begin(self, fabric: Fabric, state: Mapping[str, Any]) -> None:
         self.looked = list(state.get("looked", []))
 
     def loss(

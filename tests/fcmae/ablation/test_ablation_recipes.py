@@ -1,5 +1,6 @@
 """The shipped ablations: every arm is a configuration and a network, and no two arms are the same."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from ablation_runs import CONFIGS
 
 from fcmae.ablation.spec import load_spec
+from fcmae.config import FinetuneConfig
 from fcmae.methods import from_config
 
 RECIPES = sorted((CONFIGS / "ablations").glob("*.yaml"))
@@ -20,7 +22,14 @@ def test_every_arm_is_a_run(path: Path, tmp_path: Path) -> None:
         options["finetune.data.root"] = "images"
     spec = load_spec(path, options)
     configs = [spec.pretrain_config(arm, seed=0, out=tmp_path) for arm in spec.arms]
-    assert len({repr((config.data, config.model, config.train)) for config in configs}) == len(spec.arms)
+    tuned: list[FinetuneConfig | None] = [None] * len(configs)
+    if spec.finetune is not None:
+        tuned = [spec.finetune_config(arm, seed=0, out=tmp_path) for arm in spec.arms]
+    said = {
+        repr((config.data, config.model, config.train, _said(tune)))
+        for config, tune in zip(configs, tuned, strict=True)
+    }
+    assert len(said) == len(spec.arms)
     for config in configs:
         if config.model.method != "mae":
             with torch.device("meta"):
@@ -29,8 +38,11 @@ def test_every_arm_is_a_run(path: Path, tmp_path: Path) -> None:
             not options
         ):  # MAE draws a mask when it is made, which wants a device; the small ones stand for all
             from_config(config.model, config.data)
-    if spec.finetune is not None:
-        spec.finetune_config(next(iter(spec.arms)), seed=0, out=tmp_path)
+
+
+def _said(config: FinetuneConfig | None) -> object:
+    """What the recipe says of a fine-tuning; the weights lie in the arm's own folder."""
+    return None if config is None else (config.data, replace(config.model, weights=None), config.train)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

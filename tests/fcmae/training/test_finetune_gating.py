@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 from training_runs import Interruption, interrupt_after, last_state
@@ -66,6 +67,18 @@ def test_the_classifier_is_the_encoder(gating: str) -> None:
     assert vars(architecture)["gating"] == gating
     again = classifier_of(classifier.state_dict())
     assert again.state_dict().keys() == classifier.state_dict().keys()
+
+
+def test_our_dense_network_is_timms_where_both_exist() -> None:
+    sizes = {"in_chans": 1, "num_classes": 5, "drop_path_rate": 0.0, **SMALL}
+    theirs = timm.create_model("convnextv2_tiny", **sizes)
+    ours = ConvNeXtClassifier(**sizes)
+    for model in (theirs, ours):
+        assert abs(float(model.head.fc.weight.std()) - 0.02) < 0.003 and not bool(model.head.fc.bias.any())
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours.double()(IMAGES.double()), theirs.double()(IMAGES.double()))
 
 
 def test_grn_only_in_pretraining_is_the_network_without_it() -> None:

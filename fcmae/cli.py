@@ -160,14 +160,24 @@ def _diversity(argv: list[str]) -> None:
 
 
 def _measure(name: str, cls: type[Any], argv: list[str], run: Callable[[Any, list[str]], None]) -> None:
-    """Read checkpoints, which come first, and the configuration before torch is imported; then run."""
+    """Read checkpoints, which come first, and the configuration, mistakes in it before torch is imported.
+
+    What is not given of `data` is as in the training of the first checkpoint that says so.
+    """
     from fcmae.config_io import config_help, load_config
 
     if "-h" in argv or "--help" in argv:
         print(config_help(cls, prog=f"fcmae {name} CKPT [CKPT ...]", description=COMMANDS[name].summary))
         return
     count = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
-    run(load_config(cls, argv[count:]), argv[:count])
+    checkpoints = argv[:count]
+
+    def presets() -> dict[str, Any]:
+        from fcmae.evaluation.settings import data_presets
+
+        return data_presets(checkpoints)
+
+    run(load_config(cls, argv[count:], presets=presets), checkpoints)
 
 
 def _convert(argv: list[str]) -> int | None:

@@ -133,7 +133,15 @@ assert "fcmae" not in sys.modules
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["finetune", "--train.stps=1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["pretrain", "--help"],
+        ["finetune", "--train.stps=1"],
+        ["knn", "a.pth", "--knn.neigbours=1"],
+    ],
+)
 def test_help_and_typos_do_not_wait_for_torch(arguments: list[str]) -> None:
     program = (
         "import sys\nsys.modules['torch'] = None\nfrom fcmae.cli import main\nsys.exit(main(sys.argv[1:]))"

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -21,7 +21,9 @@ Config = TypeVar("Config")
 CONFIG_HELP = "YAML file with the differences from the defaults; options given here override it."
 
 
-def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
+def load_config(
+    cls: type[Config], argv: Sequence[str], *, presets: Callable[[], Mapping[str, Any]] | None = None
+) -> Config:
     """The configuration that `--config FILE` and dotted options (`--train.steps=5`) describe.
 
     Both are read as text, by the field's type, so that `1e-3`, `null`, `[0.5, 1.0]` and `002` mean the same
@@ -30,6 +32,8 @@ def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
     Args:
         cls: PretrainConfig or FinetuneConfig.
         argv: The arguments after the command's name.
+        presets: Gives defaults that take the place of the class's own, by dotted key; asked once the file and
+            the options have proved readable.
     Raises:
         InputError: an unreadable file, an unknown key (the nearest is named), a value of another type, or one
             that the configuration itself refuses.
@@ -40,15 +44,22 @@ def load_config(cls: type[Config], argv: Sequence[str]) -> Config:
     node = compose(paths[0]) if paths else None
     defaults = _defaults(cls, method or (node and method_in(node)))
     leaves = _leaves(defaults)
-    parser = _parser(defaults, leaves)
-    namespace = _parse_node(parser, node, paths[0], leaves) if paths else None
-    for option in options:
-        if option.startswith("--"):
-            check_key(option[2:].partition("=")[0], leaves, "command line")
-    try:
-        parsed = parser.parse_args(options, namespace)
-    except argparse.ArgumentError as error:
-        raise refusal(error, leaves, "command line") from None
+
+    def parse(leaves: Mapping[str, Leaf]) -> Namespace:
+        parser = _parser(defaults, leaves)
+        namespace = _parse_node(parser, node, paths[0], leaves) if paths else None
+        for option in options:
+            if option.startswith("--"):
+                check_key(option[2:].partition("=")[0], leaves, "command line")
+        try:
+            return parser.parse_args(options, namespace)
+        except argparse.ArgumentError as error:
+            raise refusal(error, leaves, "command line") from None
+
+    parsed = parse(leaves)
+    if presets is not None:
+        preset = {key: dataclasses.replace(leaves[key], default=value) for key, value in presets().items()}
+        parsed = parse({**leaves, **preset})
     return _build(defaults, parsed)
 
 

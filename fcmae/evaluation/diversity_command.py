@@ -17,6 +17,7 @@ from fcmae.evaluation.diversity import LayerDiversity, measure_diversity
 from fcmae.evaluation.diversity_models import load_observed
 from fcmae.evaluation.diversity_page import write_diversity_page
 from fcmae.evaluation.selectivity import measure_selectivity
+from fcmae.evaluation.settings import told_otherwise
 
 NUMBERS = [field.name for field in fields(LayerDiversity) if field.name != "maps"]
 
@@ -49,6 +50,9 @@ def compare_diversity(
     selective: dict[str, dict[str, Tensor]] = {}
     for path in dict.fromkeys(paths):
         observed = load_observed(path, in_chans=config.data.in_chans, num_heads=config.num_heads)
+        otherwise = told_otherwise(observed.data, config.data)
+        if otherwise is not None:
+            log(f"{path}: {otherwise}")
         try:
             model = observed.model.to(device)
             found[path] = measure_diversity(

@@ -1,7 +1,9 @@
 """Networks whose features can be looked at: checkpoints, and models of timm."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import nn
@@ -9,9 +11,8 @@ from torch import nn
 from fcmae.convert import Architecture, open_source
 from fcmae.errors import InputError
 from fcmae.evaluation.encoders import load_encoder
+from fcmae.evaluation.settings import TIMM
 from fcmae.models import ViTEncoder
-
-TIMM = "timm:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class Observed:
     model: nn.Module
     prefix_tokens: int
     """Tokens before those of the patches."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """As of a LoadedEncoder."""
 
 
 def load_observed(path: str, *, in_chans: int, num_heads: int | None = None) -> Observed:
@@ -42,13 +45,12 @@ def load_observed(path: str, *, in_chans: int, num_heads: int | None = None) -> 
         return Observed(name=path, model=model, prefix_tokens=getattr(model, "num_prefix_tokens", 0))
     loaded = load_encoder(path, in_chans=in_chans, num_heads=num_heads)
     if not isinstance(loaded.network, Architecture):
-        return Observed(
-            name=path, model=loaded.encoder, prefix_tokens=int(isinstance(loaded.encoder, ViTEncoder))
-        )
+        prefix_tokens = int(isinstance(loaded.encoder, ViTEncoder))
+        return Observed(name=path, model=loaded.encoder, prefix_tokens=prefix_tokens, data=loaded.data)
     source = open_source(path)
     assert source.family.dense_model is not None  # timm has ConvNeXt V2
     model = source.family.dense_model(source.weights, source.format, loaded.network, 0.0)
-    return Observed(name=path, model=model.float().eval(), prefix_tokens=0)
+    return Observed(name=path, model=model.float().eval(), prefix_tokens=0, data=loaded.data)
 
 
 def _timm(path: str, *, in_chans: int) -> nn.Module:

@@ -1,7 +1,8 @@
 """Encoders to evaluate, out of any checkpoint that conversion reads."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,8 @@ class LoadedEncoder:
     """Of everything that decides its features: the architecture and every weight."""
     file: str
     """The file that was read; empty for random weights."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """`data` of the config that it was trained with; empty where the file has none."""
 
     @property
     def parameters(self) -> int:
@@ -83,6 +86,7 @@ def load_encoder(path: str | Path, *, in_chans: int, num_heads: int | None = Non
         network=network,
         fingerprint=fingerprint(encoder, network),
         file=str(source.path),
+        data=source.config.get("data", {}),
     )
 
 

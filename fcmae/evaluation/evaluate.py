@@ -12,6 +12,7 @@ from fcmae.evaluation.devices import find_device
 from fcmae.evaluation.encoders import LoadedEncoder, load_encoder, random_encoder
 from fcmae.evaluation.features import embed_split
 from fcmae.evaluation.frozen import Images, open_images, score_frozen
+from fcmae.evaluation.settings import told_otherwise
 from fcmae.evaluation.table import Cell, Score, Table
 from fcmae.evaluation.tuning import require_tunable, score_tuned
 
@@ -42,6 +43,9 @@ def evaluate(
     cells = []
     for encoder in encoders:
         log(f"{encoder.name}: {encoder.network.backbone}, {encoder.parameters / 1e6:.2f} M parameters")
+        otherwise = told_otherwise(encoder.data, config.data)
+        if otherwise is not None:
+            log(f"{encoder.name}: {otherwise}")
         for labels, score in _scores(config, encoder, images, device, log):
             cell = Cell(
                 encoder=encoder.name,

@@ -7,7 +7,15 @@ import pytest
 import torch
 import yaml
 
-from fcmae.config import METHOD_CONFIGS, DataConfig, FCMAEConfig, FinetuneConfig, PretrainConfig, TrainConfig
+from fcmae.config import (
+    METHOD_CONFIGS,
+    DataConfig,
+    EvaluateConfig,
+    FCMAEConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    TrainConfig,
+)
 from fcmae.config_io import config_help, from_dict, load_config, save_config, to_dict
 from fcmae.errors import InputError
 
@@ -61,6 +69,21 @@ resume: none
         train=TrainConfig(base_lr=1e-3, steps=7, seed=2, clip_grad=5.0),
         resume="none",
     )
+
+
+def test_presets_give_way_to_the_file_and_to_options(write: Callable[[str], str]) -> None:
+    argv = ["--config", write("data: {image_size: 96}"), "--data.flip=true"]
+    presets = {"data.image_size": (64, 32), "data.in_chans": 1, "data.flip": False}
+    data = load_config(EvaluateConfig, argv, presets=lambda: presets).data
+    assert (data.image_size, data.in_chans, data.flip, data.source) == (96, 1, True, "digits")
+
+
+def test_typos_are_told_before_presets_are_asked_for() -> None:
+    def presets() -> dict[str, int]:
+        raise AssertionError("too early")
+
+    with pytest.raises(InputError, match=r"The nearest is data\.image_size"):
+        load_config(EvaluateConfig, ["--data.image_sze=3"], presets=presets)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from test_evaluate_command import MODELS, save_run
+from test_evaluate_command import MODELS, RUN, save_run
 from torch import nn
 
 from fcmae import cli
@@ -231,11 +231,14 @@ def test_command_compares_networks_on_a_page(folder_data: DataConfig, tmp_path: 
         ([], "diversity: expected checkpoints before the options, got none"),
         (["timm:convnxt"], "expected timm:NAME of a model that timm has, got timm:convnxt."),
         (["timm:resnet18=absent.pth"], "got nothing at absent.pth"),
-        (["absent.pth", "--modules=("], "modules: expected a regular expression, got '('"),
-        (["absent.pth", "--images=0"], "images: expected at least 1, got 0."),
+        ([RUN, "--modules=("], "modules: expected a regular expression, got '('"),
+        ([RUN, "--images=0"], "images: expected at least 1, got 0."),
     ],
 )
-def test_mistakes_are_one_line(argv: list[str], part: str, capsys):
+def test_mistakes_are_one_line(argv: list[str], part: str, folder_data: DataConfig, tmp_path: Path, capsys):
+    if RUN in argv:
+        save_run(tmp_path / RUN, MODELS["vit"], folder_data)
+        argv = [str(tmp_path / RUN), "--data.source=digits", *argv[1:]]
     assert cli.main(["diversity", *argv]) == 2
     output = capsys.readouterr()
     assert part in output.err and output.err.count("\n") == 1

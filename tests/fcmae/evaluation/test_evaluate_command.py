@@ -88,6 +88,10 @@ def save_run(folder: Path, model: ModelConfig, data: DataConfig) -> Method:
     return method
 
 
+RUN = "run"
+"""In the arguments of a test: a saved run."""
+
+
 def config_for(data: DataConfig, tmp_path: Path, **options) -> EvaluateConfig:
     lowshot = LowShotConfig(per_class=(1, 2), percent=20.0)
     return EvaluateConfig(data=data, lowshot=lowshot, cache=str(tmp_path / "cache"), **options)
@@ -260,16 +264,19 @@ def test_command_prints_and_writes_the_table(folder_data: DataConfig, tmp_path: 
         ([], "expected checkpoints before the options, got none"),
         (["absent.pt"], "got nothing at absent.pt"),
         (
-            ["absent.pt", "--protocols=knn,prob"],
+            [RUN, "--protocols=knn,prob"],
             "protocols: expected some of knn,probe,lowshot,partial,finetune, got knn,prob.",
         ),
-        (["absent.pt", "--protocls=knn"], "The nearest is protocols."),
-        (["absent.pt", "--device=gpu0"], "device: expected one of this machine's, got gpu0"),
-        (["absent.pt", "--knn.neighbours=0"], "knn.neighbours: expected at least 1, got 0."),
-        (["absent.pt", "--data.source=folder"], "Add --data.root DIR."),
+        ([RUN, "--protocls=knn"], "The nearest is protocols."),
+        ([RUN, "--device=gpu0"], "device: expected one of this machine's, got gpu0"),
+        ([RUN, "--knn.neighbours=0"], "knn.neighbours: expected at least 1, got 0."),
+        ([RUN, "--data.source=folder"], "Add --data.root DIR."),
     ],
 )
-def test_mistakes_are_one_line(argv: list[str], part: str, capsys):
+def test_mistakes_are_one_line(argv: list[str], part: str, folder_data: DataConfig, tmp_path: Path, capsys):
+    if RUN in argv:
+        save_run(tmp_path / RUN, MODELS["vit"], folder_data)
+        argv = [str(tmp_path / RUN), "--data.source=digits", *argv[1:]]
     assert cli.main(["evaluate", *argv]) == 2
     output = capsys.readouterr()
     assert part in output.err and output.err.count("\n") == 1 and output.out == ""
@@ -282,7 +289,8 @@ def test_short_names_refuse_other_protocols(capsys):
 
 def test_other_channels_and_unknown_heads_are_refused(folder_data: DataConfig, tmp_path: Path, capsys):
     method = save_run(tmp_path / "run", MODELS["vit"], folder_data)
-    assert cli.main(["knn", str(tmp_path / "run"), "--data.in_chans=1"]) == 2
+    digits = "--data.source=digits"
+    assert cli.main(["knn", str(tmp_path / "run"), digits, "--data.in_chans=1"]) == 2
     assert "got 1. Set --data.in_chans=3." in capsys.readouterr().err
     torch.save(method.encoder.state_dict(), tmp_path / "bare.pth")
     assert cli.main(["knn", str(tmp_path / "bare.pth")]) == 2

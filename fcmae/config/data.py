@@ -67,8 +67,7 @@ class DataConfig(PixelConfig):
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Aspect ratio of the random resized crop, relative to that of `image_size`."""
     resize_8_bit: bool = False
-    """Crop and resize pictures of 8 bits in 8 bits, as PIL does, in a fraction of the time; off: in float32,
-    without rounding. Of folders and shards."""
+    """Resize images of 8 bits in 8 bits, as PIL does, in less time; off: in float32, without rounding."""
     flip: bool = True
     """Mirror half of the images."""
     repeats: int = 1

@@ -1,4 +1,4 @@
-"""One image file as a float tensor, whatever its mode: the value range and the channels are decided here."""
+"""One image file as a tensor, whatever its mode: the value range and the channels are decided here."""
 
 import io
 import math
@@ -53,7 +53,7 @@ def decode_image(
     content: bytes | None = None,
     keep_8_bit: bool = False,
 ) -> Tensor:
-    """Pixels of one image file, in [0, 1].
+    """Pixels of one image file, in [0, 1] or in bytes.
 
     The file's type decides the scale, never its content: 1 and 8 bits are divided by their largest value,
     16 bits by 65535 (a `.npy` with a sign by 32767), floats are taken as they are. PIL reads colour of
@@ -74,7 +74,8 @@ def decode_image(
             shorter side keeps this many pixels. None: always full size.
         content: The file's bytes, of an image inside another file, which `path` then only names. None: they
             are read from `path`.
-        keep_8_bit: Return pictures of 8 bits, without transparency, as they are stored: uint8, 255 for 1.
+        keep_8_bit: Return what is stored in 8 bits as it is, uint8 with 255 for 1, unless it must be computed
+            with: laid on white, or made grey.
     Returns:
         [in_chans, H, W], float32, contiguous; with `keep_8_bit` also uint8, of any strides.
     Raises:
@@ -87,7 +88,7 @@ def decode_image(
         if name.lower().endswith(".npy"):
             pixels = _read_array(file, in_chans)
         else:
-            pixels = _read_picture(file, in_chans, min_side, keep_8_bit)
+            pixels = _read_picture(file, in_chans, min_side)
     # PIL meets a damaged file with almost any exception: OSError, SyntaxError, struct.error, IndexError ...
     except Exception as error:
         message = str(error)
@@ -95,7 +96,13 @@ def decode_image(
             message = message.replace(f" {file!r}", "")
         reason = " ".join(message.split()) or type(error).__name__
         raise UnreadableImageError(name, reason) from error
-    return with_channels(pixels, in_chans, name)
+    pixels = with_channels(pixels, in_chans, name)
+    return pixels if keep_8_bit else unit(pixels).contiguous()
+
+
+def unit(image: Tensor) -> Tensor:
+    """Pixels as float32 in [0, 1], of uint8 or of such already."""
+    return image.float().div_(255) if image.dtype == torch.uint8 else image
 
 
 def _read_array(file: str | IO[bytes], in_chans: int) -> Tensor:
@@ -106,28 +113,26 @@ def _read_array(file: str | IO[bytes], in_chans: int) -> Tensor:
         first, last = array.shape[0], array.shape[2]
         if last != in_chans and (first == in_chans or first < last):
             array = array.transpose(1, 2, 0)
-    return unit_pixels(array)
+    return pixels_of(array)
 
 
-def _read_picture(file: str | IO[bytes], in_chans: int, min_side: int | None, keep_8_bit: bool) -> Tensor:
+def _read_picture(file: str | IO[bytes], in_chans: int, min_side: int | None) -> Tensor:
     with Image.open(file) as image:
         if _is_stack(image, in_chans):
             pages = [_raw_values(ImageOps.exif_transpose(page)) for page in ImageSequence.Iterator(image)]
-            return unit_pixels(np.stack(pages, axis=-1))
+            return pixels_of(np.stack(pages, axis=-1))
         if min_side is not None:
             factor = min(image.size) / min_side
             if factor >= 2:
                 image.draft(None, (math.ceil(image.width / factor), math.ceil(image.height / factor)))
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in RAW_MODES:
-            return unit_pixels(_raw_values(upright))
-        mode = plain_mode(upright)
-        if keep_8_bit and (mode == "L" or (mode == "RGB" and in_chans != 1)):
-            stored = torch.from_numpy(np.array(upright.convert(mode)))
-            return stored[None] if mode == "L" else stored.permute(2, 0, 1)
-        pixels = unit_pixels(np.asarray(upright.convert(mode)))
+        # In place, and converted only where it must be: each would be a copy of the whole image.
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode in RAW_MODES:
+            return pixels_of(_raw_values(image))
+        mode = plain_mode(image)
+        pixels = pixels_of(np.asarray(image if image.mode == mode else image.convert(mode)))
     if mode.endswith("A") and len(pixels) != in_chans:
-        colour, opacity = pixels[:-1], pixels[-1:]
+        colour, opacity = unit(pixels).split((len(pixels) - 1, 1))
         pixels = colour * opacity + (1 - opacity)  # on white
     return pixels
 
@@ -158,8 +163,8 @@ def _raw_values(image: Image.Image) -> np.ndarray:
     return values.astype(np.uint16)
 
 
-def unit_pixels(array: np.ndarray) -> Tensor:
-    """[H, W] or [H, W, C] of any supported type -> [C, H, W] float32 in [0, 1].
+def pixels_of(array: np.ndarray) -> Tensor:
+    """[H, W] or [H, W, C] of any supported type -> [C, H, W], uint8 of uint8, otherwise float32 in [0, 1].
 
     Raises:
         ValueError: another type, or values outside of what it may hold.
@@ -169,10 +174,13 @@ def unit_pixels(array: np.ndarray) -> Tensor:
     if array.ndim == 2:
         array = array[:, :, None]
     kind = array.dtype
+    if kind == np.uint8:
+        # A copy, as PIL's buffers are read-only; [H, W, C] in memory, which a crop and its resizing prefer.
+        return torch.from_numpy(np.array(array)).permute(2, 0, 1)
     if kind == np.bool_:
         scale = 1.0
-    elif kind.kind == "u" and kind.itemsize in (1, 2):
-        scale = 255.0 if kind.itemsize == 1 else 65535.0
+    elif kind.kind == "u" and kind.itemsize == 2:
+        scale = 65535.0
     elif kind.kind == "i" and kind.itemsize == 2:
         scale = 32767.0
         if array.min() < 0:
@@ -201,7 +209,7 @@ def with_channels(pixels: Tensor, in_chans: int, name: str) -> Tensor:
     if channels == 1 and in_chans == 3:
         return pixels.repeat(3, 1, 1)
     if channels == 3 and in_chans == 1:
-        return torch.einsum("chw,c->hw", pixels, torch.tensor(_LUMA)).clamp_(0, 1)[None]
+        return torch.einsum("chw,c->hw", unit(pixels), torch.tensor(_LUMA)).clamp_(0, 1)[None]
     raise InputError(
         f"data.in_chans: expected images of {in_chans} channels, got {channels} in {name}. "
         f"Set --data.in_chans={channels}, or remove the file."

@@ -6,11 +6,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fcmae.data.dataset import ImageDataset, Loaded
 from fcmae.data.decode import UnreadableImageError
-from fcmae.data.order import random_draws, seed_of, shuffled_passes
+from fcmae.data.order import kept_generators, seed_generators, seed_of, shuffled_passes
 from fcmae.data.watch import Reading
 from fcmae.errors import InputError
 
@@ -172,8 +172,12 @@ class _TrainingSamples(_Samples):
         self._seed = seed
         self._repeats = repeats
 
-    def __getitem__(self, place: tuple[int, int]) -> list[_Sample] | InputError:
-        first, wanted = place
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[list[_Sample] | InputError]:
+        """What the loader asks for: a batch."""
+        with kept_generators():
+            return [self._group(*place) for place in places]
+
+    def _group(self, first: int, wanted: int) -> list[_Sample] | InputError:
         count = len(self._dataset)
         bad: list[str] = []
         for offset in range(count):
@@ -193,8 +197,8 @@ class _TrainingSamples(_Samples):
         return _none_readable(bad)
 
     def _draw(self, image: Any, position: int) -> Any:
-        with random_draws(seed_of("sample", self._seed, position)):
-            return self._transform(image)
+        seed_generators(seed_of("sample", self._seed, position))
+        return self._transform(image)
 
 
 class _EvaluationSamples(_Samples):
@@ -229,10 +233,13 @@ def _collate(groups: list[list[_Sample] | InputError]) -> Batch | InputError:
 
 
 def _stack(images: list[Any]) -> Any:
+    # Unlike torch.stack, default_collate writes a loader process' batch into shared memory at once.
     if not isinstance(images[0], tuple):
-        return torch.stack(images)
+        return default_collate(images)
     parts = (list(part) for part in zip(*images, strict=True))
-    return type(images[0])(*(torch.stack(part) if isinstance(part[0], Tensor) else part for part in parts))
+    return type(images[0])(
+        *(default_collate(part) if isinstance(part[0], Tensor) else part for part in parts)
+    )
 
 
 def _batches(samples: _Samples, order: Iterable, *, workers: int, timeout: float) -> Iterator[Batch]:

@@ -42,17 +42,18 @@ def shuffled_passes(
         yield batch
 
 
-@contextmanager
-def random_draws(seed: int) -> Iterator[None]:
-    """Seeds torch's CPU generator, numpy's and Python's, then puts their states back.
-
-    timm's augmentations draw from all three.
-    """
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+def seed_generators(seed: int) -> None:
+    """Seeds torch's CPU generator, numpy's and Python's: timm's augmentations draw from all three."""
     # Not torch.manual_seed: it would also restart the GPU's generator, which the network's drop path uses.
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Puts the states of the three back afterwards."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
     finally:

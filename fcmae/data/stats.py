@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from fcmae.data.dataset import ImageDataset
-from fcmae.data.decode import UnreadableImageError
+from fcmae.data.decode import UnreadableImageError, unit
 from fcmae.data.parallel import ordered_map
 from fcmae.errors import InputError
 
@@ -130,7 +130,7 @@ def _look_at(dataset: ImageDataset, index: int) -> tuple[Moments, int, int] | st
         pixels = dataset.load(index)
     except (UnreadableImageError, InputError) as error:  # damaged, or of other channels
         return str(error)
-    return Moments.of(pixels), pixels.shape[1], pixels.shape[2]
+    return Moments.of(unit(pixels)), pixels.shape[1], pixels.shape[2]
 
 
 class Kind(NamedTuple):

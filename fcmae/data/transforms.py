@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from PIL import Image
@@ -10,10 +9,11 @@ from timm.data.auto_augment import posterize as timm_posterize
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from fcmae.config import DataConfig, PixelConfig
+from fcmae.data.crops import RandomView, resize
 from fcmae.errors import InputError
 
 Transform = Callable[[Tensor], Tensor]
@@ -24,14 +24,6 @@ EVALUATION_ENLARGEMENT = 256 / 224
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# Bicubic interpolation overshoots at edges; 8-bit images are clipped the same way by construction.
-_clip = partial(torch.clamp, min=0.0, max=1.0)
-
-
-def _unit(image: Tensor) -> Tensor:
-    """float32 in [0, 1]; the crop and the resizing before it are cheaper in 8 bits."""
-    return image.float().div_(255) if image.dtype == torch.uint8 else image
 
 
 def mean_std(config: PixelConfig) -> tuple[Tensor, Tensor]:
@@ -50,7 +42,7 @@ def denormalise(images: Tensor, config: PixelConfig) -> Tensor:
 
 def pretrain_transform(config: DataConfig) -> Transform:
     """Random resized crop (bicubic, antialiased), flip, normalisation."""
-    return v2.Compose([*random_view(config), normalise(config)])
+    return v2.Compose([RandomView(config), normalise(config)])
 
 
 def finetune_transform(config: DataConfig, *, rand_augment: str | None, random_erasing: float) -> Transform:
@@ -63,7 +55,7 @@ def finetune_transform(config: DataConfig, *, rand_augment: str | None, random_e
     Raises:
         InputError: RandAugment with other than 3 channels, or a description that timm refuses.
     """
-    steps: list[Transform] = random_view(config)
+    steps: list[Transform] = [RandomView(config)]
     if rand_augment is not None:
         steps.append(_rand_augment(rand_augment, config))
     steps.append(normalise(config))
@@ -74,19 +66,7 @@ def finetune_transform(config: DataConfig, *, rand_augment: str | None, random_e
 
 def eval_transform(config: DataConfig) -> Transform:
     """Resizing to 256/224 of the crop's size at least, centre crop, normalisation."""
-    return v2.Compose(
-        [_ResizeToCover(config.size), v2.CenterCrop(config.size), _unit, _clip, normalise(config)]
-    )
-
-
-def random_view(config: DataConfig) -> list[Transform]:
-    """Random resized crop and flip: the steps before what changes colours."""
-    height, width = config.size
-    low, high = (ratio * width / height for ratio in config.crop_ratio)
-    crop = v2.RandomResizedCrop(
-        config.size, scale=config.crop_scale, ratio=(low, high), interpolation=InterpolationMode.BICUBIC
-    )
-    return [crop, _unit, _clip, *([v2.RandomHorizontalFlip(0.5)] if config.flip else [])]
+    return v2.Compose([_ResizeToCover(config), v2.CenterCrop(config.size), normalise(config)])
 
 
 def normalise(config: PixelConfig) -> Transform:
@@ -97,17 +77,17 @@ def normalise(config: PixelConfig) -> Transform:
 
 @dataclass(frozen=True)
 class _ResizeToCover:
-    """Bicubic, antialiased resizing that keeps the aspect and covers EVALUATION_ENLARGEMENT times `size`."""
+    """Resizing that keeps the aspect and covers EVALUATION_ENLARGEMENT times the configuration's size."""
 
-    size: tuple[int, int]
+    config: DataConfig
 
     def __call__(self, image: Tensor) -> Tensor:
         sides = image.shape[-2:]
-        pairs = list(zip(sides, self.size, strict=True))
+        pairs = list(zip(sides, self.config.size, strict=True))
         factor = max(EVALUATION_ENLARGEMENT * wanted / side for side, wanted in pairs)
         # Rounding must not leave a side shorter than the crop.
-        new = [max(wanted, round(factor * side)) for side, wanted in pairs]
-        return TF.resize(image, new, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        height, width = (max(wanted, round(factor * side)) for side, wanted in pairs)
+        return resize(image, (height, width), in_8_bits=self.config.resize_8_bit)
 
 
 @dataclass(frozen=True)

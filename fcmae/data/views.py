@@ -9,7 +9,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from fcmae.config import DataConfig
-from fcmae.data.transforms import Transform, normalise, random_view
+from fcmae.data.crops import RandomView
+from fcmae.data.transforms import Transform, normalise
 from fcmae.errors import InputError
 
 
@@ -71,8 +72,8 @@ def multi_crop(
         changes.append(v2.RandomApply([v2.GaussianBlur(13, sigma=(0.1, 2.0))], p=blur))
     small = replace(config, image_size=focal_size, crop_scale=focal_scale)
     return _MultiCrop(
-        view=v2.Compose([*random_view(config), *changes, normalise(config)]),
-        focal_view=v2.Compose([*random_view(small), *changes, normalise(config)]),
+        view=v2.Compose([RandomView(config), *changes, normalise(config)]),
+        focal_view=v2.Compose([RandomView(small), *changes, normalise(config)]),
         anchors=anchors,
         focal_views=focal_views,
         share_view=share_view,

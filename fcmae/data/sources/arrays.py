@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fcmae.config import DataConfig
 from fcmae.data.dataset import ImageDataset
-from fcmae.data.decode import UnreadableImageError, unit_pixels, with_channels
+from fcmae.data.decode import UnreadableImageError, pixels_of, with_channels
 from fcmae.errors import InputError
 
 
@@ -59,7 +59,7 @@ class ArrayDataset(ImageDataset[Tensor]):
             image = self._images()[index]
             if image.ndim == 3 and self._channels_first:
                 image = image.transpose(1, 2, 0)
-            pixels = unit_pixels(image)
+            pixels = pixels_of(image)
         except (OSError, ValueError) as error:
             raise UnreadableImageError(self.name_of(index), " ".join(str(error).split())) from error
         return with_channels(pixels, self._in_chans, self.name_of(index))

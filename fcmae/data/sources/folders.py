@@ -13,7 +13,7 @@ from fcmae.errors import InputError
 
 
 class FolderDataset(ImageDataset[Tensor]):
-    """Image files; `min_side` and `keep_8_bit` as in `decode_image`."""
+    """Image files; `min_side` as in `decode_image`."""
 
     def __init__(
         self,
@@ -21,14 +21,12 @@ class FolderDataset(ImageDataset[Tensor]):
         *,
         in_chans: int,
         min_side: int | None = None,
-        keep_8_bit: bool = False,
         labels: Sequence[int] | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
         self._paths = paths
         self._in_chans = in_chans
         self._min_side = min_side
-        self._keep_8_bit = keep_8_bit
         self.labels = None if labels is None else list(labels)
         self.classes = None if classes is None else tuple(classes)
 
@@ -43,7 +41,7 @@ class FolderDataset(ImageDataset[Tensor]):
             self._paths[index],
             in_chans=self._in_chans,
             min_side=self._min_side,
-            keep_8_bit=self._keep_8_bit,
+            keep_8_bit=True,
         )
 
 

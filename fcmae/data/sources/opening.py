@@ -78,7 +78,6 @@ def _open_folder(
         paths,
         in_chans=config.in_chans,
         min_side=_smallest_useful_side(config),
-        keep_8_bit=config.resize_8_bit,
         labels=labels,
         classes=classes,
     )
@@ -108,7 +107,6 @@ def _open_shards(
         index,
         in_chans=config.in_chans,
         min_side=_smallest_useful_side(config),
-        keep_8_bit=config.resize_8_bit,
         classes=own,
     )
 

@@ -12,7 +12,7 @@ from fcmae.data.sources.shard_index import BLOCK, Index, ShardSet
 
 
 class ShardDataset(ImageDataset[Tensor]):
-    """The images of shards; `min_side` and `keep_8_bit` as in `decode_image`.
+    """The images of shards; `min_side` as in `decode_image`.
 
     Holds 24 bytes an image, and no open file.
     """
@@ -24,14 +24,12 @@ class ShardDataset(ImageDataset[Tensor]):
         *,
         in_chans: int,
         min_side: int | None = None,
-        keep_8_bit: bool = False,
         classes: Sequence[str] | None = None,
     ) -> None:
         self._paths = shards.paths
         self._index = index
         self._in_chans = in_chans
         self._min_side = min_side
-        self._keep_8_bit = keep_8_bit
         if classes is not None:
             self.classes = tuple(classes)
             # A damaged shard's entry is never read: any class will do.
@@ -64,7 +62,7 @@ class ShardDataset(ImageDataset[Tensor]):
             name,
             in_chans=self._in_chans,
             min_side=self._min_side,
-            keep_8_bit=self._keep_8_bit,
+            keep_8_bit=True,
             content=content,
         )
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fcmae.config import DataConfig
-from fcmae.data import open_dataset
+from fcmae.data import decode_image, open_dataset
 from fcmae.data.sources.splits import hold_out
 from fcmae.errors import InputError
 
@@ -182,20 +182,19 @@ def test_jpegs_of_a_folder_stay_large_enough_for_the_smallest_crop(tmp_path: Pat
     assert side(crop_scale=(0.01, 1.0)) == 500
 
 
-def test_pictures_of_8_bits_stay_bytes_where_asked_to(tmp_path: Path):
+def test_images_of_8_bits_stay_bytes(tmp_path: Path):
     Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3)).save(tmp_path / "a.png")
     Image.new("L", (5, 4), 9).save(tmp_path / "b.png")
     Image.new("RGBA", (5, 4), (10, 20, 30, 40)).save(tmp_path / "c.png")
     np.save(tmp_path / "d.npy", np.zeros((4, 5, 3), dtype=np.uint16))
+    np.save(tmp_path / "e.npy", np.full((4, 5, 1), 7, dtype=np.uint8))
     for in_chans in (1, 3):
-        options = {"split": "all", "labelled": False}
-        plain = open_dataset(folder_config(tmp_path, in_chans=in_chans), **options)
-        kept = open_dataset(folder_config(tmp_path, in_chans=in_chans, resize_8_bit=True), **options)
-        kinds = [kept.load(index).dtype for index in range(4)]
+        dataset = open_dataset(folder_config(tmp_path, in_chans=in_chans), split="all", labelled=False)
+        images = [dataset.load(index) for index in range(5)]
         # What must be computed, grey of colour and the layer on white, is not rounded to bytes again.
         first = torch.uint8 if in_chans == 3 else torch.float32
-        assert kinds == [first, torch.uint8, torch.float32, torch.float32]
-        for index in range(4):
-            image = kept.load(index)
+        kinds = [image.dtype for image in images]
+        assert kinds == [first, torch.uint8, torch.float32, torch.float32, torch.uint8]
+        for index, image in enumerate(images):
             unit = image.float() / 255 if image.dtype == torch.uint8 else image
-            assert torch.equal(unit, plain.load(index))
+            assert torch.equal(unit, decode_image(dataset.name_of(index), in_chans=in_chans))

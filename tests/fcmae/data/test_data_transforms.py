@@ -151,14 +151,14 @@ def test_rand_augment_mistakes():
 
 
 def test_images_in_8_bits_become_what_floats_become_but_for_rounding():
-    settings = config(image_size=32)
+    floats_of, rounded_of = config(image_size=32), config(image_size=32, resize_8_bit=True)
     # Of a range in which bicubic interpolation overshoots neither 0 nor 255 between its two passes.
     stored = (80 + IMAGE * 100).to(torch.uint8)
-    for transform in (pretrain_transform(settings), eval_transform(settings)):
+    for make in (pretrain_transform, eval_transform):
         seed_all(1)
-        floats = transform(stored.float() / 255)
+        floats = make(floats_of)(stored)
         seed_all(1)
-        rounded = transform(stored)
+        rounded = make(rounded_of)(stored)
         assert rounded.dtype == torch.float32
         # Each pass rounds by at most half a step, which the second may enlarge; the smallest std is 0.224.
         assert 0 < (floats - rounded).abs().max() <= 1.5 / 255 / 0.224

@@ -167,7 +167,7 @@ def test_bad_images_are_replaced_by_the_next_and_named(bad_folder: Path):
 
 
 def mean_pixel(image: torch.Tensor) -> torch.Tensor:
-    return image.mean().view(1, 1, 1)
+    return image.float().mean().view(1, 1, 1)
 
 
 def test_evaluation_takes_every_image_once_in_order():

@@ -190,8 +190,9 @@ def require_same_model(saved: Mapping[str, Any], config: Mapping[str, Any], *, p
     a checkpoint of an earlier version lacks had today's default.
     """
     method = saved["model"].get("method")
-    defaults = METHOD_CONFIGS[method]() if method else ClassifierConfig()
-    saved = {**saved, "model": {**to_dict(defaults), **saved["model"]}}
+    defaults = to_dict(METHOD_CONFIGS[method]() if method else ClassifierConfig())
+    later = {name: value for name, value in defaults.items() if name in config["model"]}
+    saved = {**saved, "model": {**later, **saved["model"]}}
     of_model = {f"model.{name}" for name in (*saved["model"], *config["model"])}
     names = [*sorted(of_model.difference(_NOT_MODEL)), *_ALSO_MODEL]
     changed = [

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fcmae.config import DataConfig, FCMAEConfig, PretrainConfig
+from fcmae.config import DataConfig, FCMAEConfig, PretrainConfig, PyramidConfig
 from fcmae.config_io import to_dict
 from fcmae.errors import InputError
 from fcmae.training import checkpoints
@@ -208,3 +208,12 @@ def test_other_classes_are_refused(tmp_path: Path):
     require_same_classes(found, ("cat", "dog"))
     with pytest.raises(InputError, match="2 classes"):
         require_same_classes(found, ("dog", "cat"))
+
+
+def test_models_of_another_kind_have_fields_of_their_own(tmp_path: Path):
+    config = {**CONFIG, "model": to_dict(PyramidConfig())}
+    save_checkpoint(checkpoint_folder(tmp_path), {"kind": "detect", "config": config}, step=1, keep=1)
+    assert find_start("auto", tmp_path, kind="detect", config=config).step == 1
+    other = {**config, "model": to_dict(PyramidConfig(window_size=7))}
+    with pytest.raises(InputError, match=r"model\.window_size = null \(got 7\)"):
+        find_start("auto", tmp_path, kind="detect", config=other)

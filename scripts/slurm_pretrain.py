@@ -3,9 +3,11 @@
 python scripts/slurm_pretrain.py --partition gpu --minutes 1440 -- --config FILE --run.devices=8 --run.nodes=2
 
 Slurm starts run.devices processes on each of run.nodes nodes. What stands behind -- is what `fcmae pretrain`
-takes. Needs submitit: pip install 'fcmae[slurm]'.
+takes. A job that loses a process or a node is queued again, too; see slurm_requeue.py. Needs submitit:
+pip install 'fcmae[slurm]'.
 """
 
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,10 +17,12 @@ from typing import Any
 from fcmae.arguments import OptionParser
 from fcmae.config import PretrainConfig
 from fcmae.config_io import load_scaled
-from fcmae.errors import InputError, Stopped
+from fcmae.errors import InputError, ProcessLostError, Stopped
 
 REQUEUE = signal.SIGUSR2
 """What submitit lets Slurm send before the end, and what makes its first process queue the job again."""
+LOST = 75
+"""Exit code of a process that lost another, as of `fcmae pretrain`."""
 MOST_RUNS = 10_000
 """How often a job may run out of its time before submitit leaves it."""
 
@@ -44,6 +48,10 @@ class Pretraining:
             if stop.request == "SIGTERM":  # scancel's: the user does not want it again
                 raise
             signal.raise_signal(REQUEUE)  # submitit's own handler is back in its place
+        except ProcessLostError as lost:
+            # The first process, which alone may queue for submitit, can be the lost one: the batch file will.
+            print(f"slurm_pretrain.py: {lost}", file=sys.stderr)
+            raise SystemExit(LOST) from None
         return config.run.dir
 
     def checkpoint(self) -> Any:
@@ -96,6 +104,8 @@ def submit(argv: Sequence[str]) -> Any:
         gpus_per_node=0 if run.accelerator == "cpu" or options.cluster == "local" else run.devices,
         cpus_per_task=options.cpus_per_process,
         slurm_signal_delay_s=options.save_seconds,
+        slurm_additional_parameters={"requeue": True},  # by Slurm itself, after the failure of a node
+        slurm_teardown=[_requeue_command(run.dir)],
         **{
             f"slurm_{name}": getattr(options, name)
             for name in ("partition", "account")
@@ -103,6 +113,13 @@ def submit(argv: Sequence[str]) -> Any:
         },
     )
     return executor.submit(pretraining)
+
+
+def _requeue_command(run_dir: str) -> str:
+    """What the batch file does when all processes have ended; `$?` is the exit code of srun."""
+    script = Path(__file__).resolve().with_name("slurm_requeue.py")
+    words = (sys.executable, str(script), str(Path(run_dir).resolve()))
+    return f"{' '.join(map(shlex.quote, words))} $?"
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from fcmae.errors import InputError
+from fcmae.errors import InputError, ProcessLostError
 
 ROOT = Path(__file__).parents[1]
 TINY = """
@@ -64,18 +65,68 @@ def test_mistakes_do_not_wait_in_the_queue(script):
         script.submit(["--partitoin", "gpu"])
 
 
-def test_slurm_starts_a_process_for_each_device(script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text(f"#!/bin/sh\ncp $1 {tmp_path}/submitted.sh\necho Submitted batch job 12\n")
-    sbatch.chmod(0o755)
-    srun = sbatch.with_name("srun")  # submitit looks whether it is there
-    srun.write_text("#!/bin/sh\n")
-    srun.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}")
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for Slurm's programs; the folder of what they read and write."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    programs = {
+        "sbatch": f'cp "$1" {folder}/submitted.sh; echo Submitted batch job 12',
+        "srun": f"exit $(cat {folder}/code)",
+        "squeue": f"cat {folder}/state",
+        "scontrol": f"echo $* >> {folder}/called",
+    }
+    for name, lines in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def test_slurm_starts_a_process_for_each_device(script, slurm: Path, tmp_path: Path):
     options = ["--partition", "gpu", "--minutes", "90", "--save-seconds", "60"]
     run = ["--data.source=digits", f"--run.dir={tmp_path}/run", "--run.devices=8", "--run.nodes=2"]
     assert script.submit([*options, "--", *run]).job_id == "12"
-    lines = set((tmp_path / "submitted.sh").read_text().splitlines())
+    lines = set((slurm / "submitted.sh").read_text().splitlines())
     wanted = {"nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "partition=gpu", "time=90", "signal=USR2@60"}
-    assert {f"#SBATCH --{option}" for option in wanted} <= lines, lines
+    assert {f"#SBATCH --{option}" for option in (*wanted, "requeue")} <= lines, lines
+
+
+def test_a_job_that_lost_a_process_is_queued_again_while_it_gets_on(script, slurm: Path, tmp_path: Path):
+    run = tmp_path / "a run"
+    script.submit(["--", "--data.source=digits", f"--run.dir={run}"])
+    (run / "checkpoints").mkdir(parents=True)
+
+    def requeued(code: int, *, state: str = "RUNNING") -> bool:
+        """Whether the batch file queues the job again when srun ends so; it says what it does in a line."""
+        (slurm / "code").write_text(str(code))
+        (slurm / "state").write_text(state)
+        (slurm / "called").write_text("")
+        ended = subprocess.run(
+            ["bash", slurm / "submitted.sh"],
+            env={**os.environ, "SLURM_JOB_ID": "12"},
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == code
+        assert ended.stderr.count("\n") == (code in (75, 137)), ended.stderr
+        called = (slurm / "called").read_text()
+        assert called in ("", "requeue 12\n")
+        return bool(called)
+
+    assert not requeued(0) and not requeued(1) and not requeued(255)  # done, a mistake, queued already
+    assert not requeued(137, state="COMPLETING")  # scancel
+    assert [requeued(code) for code in (75, 137, 75, 75)] == [True, True, True, False]
+    (run / "checkpoints" / "step_00000010.pt").touch()
+    assert [requeued(75) for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_process_that_lost_another_ends_with_its_code(script, monkeypatch: pytest.MonkeyPatch, capsys):
+    def lose(config: object) -> None:
+        raise ProcessLostError("run: expected every process to answer")
+
+    monkeypatch.setattr("fcmae.training.pretrain.pretrain", lose)
+    with pytest.raises(SystemExit) as ended:
+        script.Pretraining(["--data.source=digits"])()
+    assert ended.value.code == 75
+    assert capsys.readouterr().err == "slurm_pretrain.py: run: expected every process to answer\n"

@@ -5,6 +5,8 @@ from typing import Literal
 
 from fcmae.config.checks import check_range, require
 
+Schedule = Literal["cosine", "linear"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -22,6 +24,8 @@ class TrainConfig:
     """Learning rate that the warm-up rises from."""
     min_lr: float = 0.0
     """Learning rate at the last step."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls behind the warm-up: half a cosine, or a line (`poly` of power 1)."""
     warmup_steps: int = 12_500
     """Steps of linear warm-up (the paper: 40 epochs of 800); a shorter run stays in its warm-up."""
     schedule_stretch: float = 1.0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fcmae.config import TrainConfig
+from fcmae.config.train import Schedule
 from fcmae.errors import InputError
 from fcmae.training.sharding import like_parameter
 
@@ -21,21 +22,29 @@ def peak_learning_rate(train: TrainConfig, *, devices: int) -> float:
 
 
 def learning_rate(
-    step: int, *, peak: float, minimum: float, warmup_steps: int, steps: int, start: float = 0.0
+    step: int,
+    *,
+    peak: float,
+    minimum: float,
+    warmup_steps: int,
+    steps: int,
+    start: float = 0.0,
+    schedule: Schedule = "cosine",
 ) -> float:
     """The learning rate of optimiser step `step` (counted from 0).
 
-    Linear warm-up from `start` reaches `peak` at step warmup_steps - 1; half a cosine falls from there to
-    `minimum` at the last step.
+    Linear warm-up from `start` reaches `peak` at step warmup_steps - 1; half a cosine, or a line, falls from
+    there to `minimum` at the last step.
     """
     if step < warmup_steps:
         return start + (peak - start) * (step + 1) / warmup_steps
-    return _half_cosine(step - warmup_steps, steps - warmup_steps, first=peak, last=minimum)
+    return _fall(step - warmup_steps, steps - warmup_steps, first=peak, last=minimum, schedule=schedule)
 
 
-def _half_cosine(step: int, steps: int, *, first: float, last: float) -> float:
+def _fall(step: int, steps: int, *, first: float, last: float, schedule: Schedule = "cosine") -> float:
     share = min(1.0, step / max(1, steps - 1))
-    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * share))
+    left = 1 - share if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share))
+    return last + (first - last) * left
 
 
 def follow_schedules(
@@ -54,10 +63,11 @@ def follow_schedules(
         warmup_steps=train.warmup_steps,
         steps=steps,
         start=train.start_lr,
+        schedule=train.schedule,
     )
     set_learning_rate(optimizer, lr)
     if train.final_weight_decay is not None:
-        decay = _half_cosine(step, steps, first=train.weight_decay, last=train.final_weight_decay)
+        decay = _fall(step, steps, first=train.weight_decay, last=train.final_weight_decay)
         for group in optimizer.param_groups:
             if group["weight_decay"]:
                 group["weight_decay"] = decay

@@ -11,6 +11,7 @@ from fcmae.config import TrainConfig
 from fcmae.errors import InputError
 from fcmae.training.optim import (
     build_adamw,
+    follow_schedules,
     layer_id,
     layer_scale,
     learning_rate,
@@ -32,6 +33,18 @@ def test_schedule_values():
     assert rate[9] == pytest.approx(0.55)  # half-way from step 4 to step 14: the mean of peak and minimum
     assert rate[14] == pytest.approx(0.1)
     assert rate[11] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.7)))
+
+
+def test_schedule_falls_along_a_line():
+    rate = [
+        learning_rate(step, peak=1.0, minimum=0.2, warmup_steps=2, steps=7, schedule="linear")
+        for step in range(7)
+    ]
+    assert rate == pytest.approx([0.5, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
+    train, adamw = TrainConfig(steps=7, warmup_steps=2, schedule="linear", base_lr=64.0), torch.optim.AdamW
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = adamw([{"params": [weight], "lr_scale": 1.0}])
+    assert follow_schedules(optimizer, train, step=4, devices=1) == pytest.approx(16 * 0.5)
 
 
 def test_schedule_without_warmup_starts_at_the_peak():

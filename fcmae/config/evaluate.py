@@ -32,8 +32,11 @@ class ProbeConfig:
     """A linear classifier on all training images."""
 
     solver: Literal["lbfgs", "lars"] = "lbfgs"
-    """`lbfgs`: scikit-learn's logistic regression on standardised features. `lars`: BatchNorm and a linear
-    layer by SGD with LARS, as MAE and ConvMAE, but on cached features, so without augmentation."""
+    """`lbfgs`: scikit-learn's logistic regression on standardised features. `lars`: BatchNorm without
+    parameters and a linear layer by SGD with LARS, as MAE and ConvMAE."""
+    crops: bool = False
+    """lars: random crops and flips drawn anew in each epoch, as both papers, and so the encoder runs in each;
+    off: features of one centre crop, extracted once."""
     strength: float = 1.0
     """lbfgs: inverse of the L2 penalty's weight, scikit-learn's C."""
     epochs: int = 90
@@ -48,6 +51,11 @@ class ProbeConfig:
     """lars: of the linear layer (both: 0)."""
 
     def __post_init__(self) -> None:
+        require(
+            not self.crops or self.solver == "lars",
+            "probe.crops: expected false with probe.solver=lbfgs, which reads all features at once, got "
+            "true. Add --probe.solver=lars.",
+        )
         require(self.strength > 0, f"probe.strength: expected more than 0, got {self.strength:g}.")
         require(self.epochs >= 1, f"probe.epochs: expected at least 1, got {self.epochs}.")
         require(

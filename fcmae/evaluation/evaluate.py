@@ -117,7 +117,7 @@ def _scores(
                 train, val = embedded
                 shuffled = labels == "shuffled"
                 for score in score_frozen(
-                    protocol, config, images, train, val, shuffled=shuffled, device=device
+                    protocol, config, encoder, images, train, val, shuffled=shuffled, device=device
                 ):
                     yield labels, score
             elif labels == "true":

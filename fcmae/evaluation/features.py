@@ -127,7 +127,7 @@ def embed_split(
     path = cache / f"{encoder.fingerprint}_{split.key}.safetensors"
     kept = _read(path, log)
     if kept is None:
-        dataset = _Numbered(split.dataset)
+        dataset = Numbered(split.dataset)
         batches = evaluation_batches(
             dataset, eval_transform(config), batch_size=batch_size, workers=config.workers
         )
@@ -169,7 +169,7 @@ def _few_bad(batches: Iterator[Batch], most: int, log: Callable[[str], object]) 
         yield batch
 
 
-class _Numbered(ImageDataset[Tensor]):
+class Numbered(ImageDataset[Tensor]):
     """Images whose labels are their numbers: so a batch tells which images it is without."""
 
     def __init__(self, dataset: ImageDataset) -> None:

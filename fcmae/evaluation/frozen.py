@@ -9,9 +9,16 @@ from torch import Tensor
 
 from fcmae.config import EvaluateConfig
 from fcmae.errors import InputError
+from fcmae.evaluation.encoders import LoadedEncoder
 from fcmae.evaluation.features import Embedded, Split, open_split
 from fcmae.evaluation.knn import knn_predict
-from fcmae.evaluation.lars_probe import lars_probe_accuracy
+from fcmae.evaluation.lars_probe import (
+    cached_batches,
+    cropped_batches,
+    length_of,
+    probe_hits,
+    train_lars_probe,
+)
 from fcmae.evaluation.lowshot import lowshot_accuracy
 from fcmae.evaluation.probe import probe_accuracy
 from fcmae.evaluation.splits import SPLITS, Size, load_or_write
@@ -60,6 +67,7 @@ def shuffle_labels(labels: Tensor, *, seed: int) -> Tensor:
 def score_frozen(
     protocol: str,
     config: EvaluateConfig,
+    encoder: LoadedEncoder,
     images: Images,
     train: Embedded,
     val: Embedded,
@@ -72,7 +80,8 @@ def score_frozen(
     Args:
         protocol: Its name.
         config: Its settings.
-        images: The lists of few.
+        encoder: For the probe on random crops.
+        images: The lists of few, and what is cropped.
         train: Features and labels to learn from.
         val: Those to tell.
         shuffled: Learn from shuffled labels.
@@ -107,7 +116,7 @@ def score_frozen(
         settings = f"logistic regression on standardised features, C {config.probe.strength:g}"
         yield score("probe", settings, probe_accuracy(*everything, strength=config.probe.strength))
     elif protocol == "probe":
-        accuracy = lars_probe_accuracy(*everything, config=config.probe, seed=config.seed, device=device)
+        accuracy = _lars_accuracy(config, encoder, images.train, train, everything[3], val, device=device)
         yield score("probe", _lars_settings(config, len(train.labels)), accuracy)
     else:
         for size, penalty, lists in images.lists:
@@ -131,11 +140,51 @@ def score_frozen(
             yield score(str(size), settings, *accuracies, count=count)
 
 
+def _lars_accuracy(
+    config: EvaluateConfig,
+    encoder: LoadedEncoder,
+    split: Split,
+    train: Embedded,
+    labels: Tensor,
+    val: Embedded,
+    *,
+    device: torch.device,
+) -> float:
+    """`labels`: of `train`, shuffled or not."""
+    length = length_of(len(labels), config.probe)
+    if config.probe.crops:
+        of_all = torch.zeros(len(split.names), dtype=torch.int64)  # unreadable images are never seen
+        of_all[train.indices] = labels
+        batches = cropped_batches(
+            encoder.encoder.to(device),
+            split,
+            of_all,
+            config.data,
+            length=length,
+            epochs=config.probe.epochs,
+            at_once=config.batch_size,
+            seed=config.seed,
+        )
+    else:
+        batches = cached_batches(train.features, labels, length=length, seed=config.seed)
+    probe = train_lars_probe(
+        batches,
+        width=train.features.shape[1],
+        classes=len(split.classes),
+        length=length,
+        config=config.probe,
+        seed=config.seed,
+        device=device,
+    )
+    return probe_hits(probe, val.features, val.labels, device=device)
+
+
 def _lars_settings(config: EvaluateConfig, images: int) -> str:
     probe = config.probe
+    crops = "random crops and flips of each epoch" if probe.crops else "cached features of one centre crop"
     return (
         f"BatchNorm and linear layer by LARS, {probe.epochs} epochs of batch "
-        f"{min(probe.batch_size, images)}, base_lr {probe.base_lr:g}, cached features without augmentation"
+        f"{length_of(images, probe).batch_size}, base_lr {probe.base_lr:g}, {crops}"
     )
 
 

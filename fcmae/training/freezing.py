@@ -8,8 +8,8 @@ from torch import nn
 from fcmae.errors import InputError
 from fcmae.training.optim import layer_id
 
-# The MLP of a block and the norm before it, of timm's ConvNeXt (one norm a block), its ViT and our ConvMAE.
-_MLP = re.compile(r"(.*\.)?blocks\d?\.\d+\.(mlp|norm2?)\..+")
+# The MLP of a block, the norm before it (ConvNeXt has one norm a block) and a layer scale behind it.
+_MLP = re.compile(r"(.*\.)?blocks\d?\.\d+\.(mlp\..+|norm2?\..+|gamma)")
 
 
 def train_last_blocks(classifier: nn.Module, blocks: float, *, depths: tuple[int, ...]) -> None:

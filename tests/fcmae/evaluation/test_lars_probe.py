@@ -1,18 +1,45 @@
-"""The LARS probe: the authors' step, what it learns, and what it must not."""
+"""The LARS probe: the authors' step and crops, what it learns, and what it must not."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from test_evaluate_command import MODELS, save_run
+from torch import nn
 
-from fcmae.config import ProbeConfig
+from fcmae.config import DataConfig, EvaluateConfig, ProbeConfig
+from fcmae.data import finetune_transform
 from fcmae.errors import InputError
+from fcmae.evaluation import frozen
+from fcmae.evaluation.encoders import LoadedEncoder, load_encoder
+from fcmae.evaluation.evaluate import evaluate
+from fcmae.evaluation.features import Split, open_split
 from fcmae.evaluation.frozen import shuffle_labels
 from fcmae.evaluation.knn import knn_predict
-from fcmae.evaluation.lars_probe import lars_probe_accuracy, train_lars_probe
+from fcmae.evaluation.lars_probe import (
+    cached_batches,
+    cropped_batches,
+    length_of,
+    probe_hits,
+    train_lars_probe,
+)
 from fcmae.evaluation.lowshot import lowshot_accuracy
 from fcmae.evaluation.probe import probe_accuracy
 
 CPU = torch.device("cpu")
+
+
+def trained(features: torch.Tensor, labels: torch.Tensor, *, config: ProbeConfig, seed: int) -> nn.Module:
+    """The probe of four classes on cached features."""
+    length = length_of(len(features), config)
+    batches = cached_batches(features, labels, length=length, seed=seed)
+    return train_lars_probe(
+        batches, width=features.shape[1], classes=4, length=length, config=config, seed=seed, device=CPU
+    )
 
 
 def _clusters(count: int, seed: int, noise: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +51,7 @@ def _clusters(count: int, seed: int, noise: float = 1.0) -> tuple[torch.Tensor, 
 def test_two_steps_are_those_of_the_papers_optimiser():
     features, labels = _clusters(12, seed=0)
     config = ProbeConfig(solver="lars", epochs=2, warmup_epochs=1, batch_size=12, base_lr=30.0)
-    probe = train_lars_probe(features, labels, classes=4, config=config, seed=3, device=CPU)
+    probe = trained(features, labels, config=config, seed=3)
     generator = torch.Generator().manual_seed(3)
     weight = torch.empty(4, 6)
     torch.nn.init.trunc_normal_(weight, std=0.01, generator=generator)
@@ -49,7 +76,7 @@ def test_two_steps_are_those_of_the_papers_optimiser():
 def test_learns_what_can_be_learnt():
     train, val = _clusters(400, seed=0), _clusters(400, seed=1)
     config = ProbeConfig(solver="lars", batch_size=50, base_lr=50.0)
-    found = lars_probe_accuracy(*val, *train, config=config, seed=0, device=CPU)
+    found = probe_hits(trained(*train, config=config, seed=0), *val, device=CPU)
     assert found > 0.97 and found > probe_accuracy(*val, *train) - 0.02
 
 
@@ -68,7 +95,8 @@ def test_shuffled_labels_give_chance(protocol: str):
         found = probe_accuracy(*sets)
     elif protocol == "lars":
         config = ProbeConfig(solver="lars", epochs=12, batch_size=100, base_lr=50.0)
-        found = lars_probe_accuracy(*sets, config=config, seed=0, device=CPU)
+        probe = trained(train_features, shuffled, config=config, seed=0)
+        found = probe_hits(probe, val_features, val_labels, device=CPU)
     else:
         few = (train_features[:20], shuffled[:20])
         found = lowshot_accuracy(val_features, val_labels, *few, penalty=0.0025)
@@ -78,3 +106,87 @@ def test_shuffled_labels_give_chance(protocol: str):
 def test_impossible_recipes_are_refused():
     with pytest.raises(InputError, match=r"probe.warmup_epochs: expected 0 to less than .*=5, got 10\.$"):
         ProbeConfig(epochs=5)
+
+
+def whole_images(data: DataConfig, split: Split) -> torch.Tensor:
+    """What a transform makes that crops nothing away."""
+    transform = finetune_transform(data, rand_augment=None, random_erasing=0.0)
+    return torch.stack([transform(split.dataset.load(index)) for index in range(len(split.names))])
+
+
+@pytest.fixture
+def encoder(folder_data: DataConfig, tmp_path: Path) -> LoadedEncoder:
+    save_run(tmp_path / "run", MODELS["convmae"], folder_data)
+    return load_encoder(tmp_path / "run", in_chans=3)
+
+
+def test_crops_are_drawn_anew_for_each_epoch_and_keep_their_labels(
+    encoder: LoadedEncoder, folder_data: DataConfig
+):
+    split = open_split(folder_data, "train")
+    names = torch.arange(18)  # as labels: which image a vector is of
+    length = length_of(18, ProbeConfig(solver="lars", batch_size=7))
+    assert length == (7, 2)
+
+    def epochs(at_once: int, data: DataConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        batches = cropped_batches(
+            encoder.encoder, split, names, data, length=length, epochs=18, at_once=at_once, seed=0
+        )
+        found = list(batches)
+        assert len(found) == 36 and {len(labels) for _, labels in found} == {7}
+        return torch.cat([features for features, _ in found]), torch.cat([labels for _, labels in found])
+
+    free = replace(folder_data, crop_scale=(0.2, 1.0))
+    features, labels = epochs(5, free)
+    assert labels.bincount(minlength=18).tolist() == [14] * 18  # 36 x 7 = 14 passes over 18 images
+    assert len({tuple(row.tolist()) for row in features[labels == 3]}) == 14
+    again, same = epochs(18, free)  # how many the encoder sees at once changes nothing
+    assert torch.equal(labels, same)
+    torch.testing.assert_close(features, again)
+
+    # Crops of the whole image, never mirrored: each image has one vector, of its own pixels.
+    still = replace(folder_data, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
+    features, labels = epochs(5, still)
+    expected = encoder.encoder.embed(whole_images(still, split)).detach()
+    torch.testing.assert_close(features, expected[labels])
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_command_trains_on_crops(
+    folder_data: DataConfig, encoder: LoadedEncoder, tmp_path: Path, monkeypatch, shuffled: bool
+):
+    """The labels that it learns from are the images' own, or the shuffled ones, image by image."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    inner = frozen.train_lars_probe
+
+    def watched(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], **options: Any) -> nn.Module:
+        return inner((seen.append(batch) or batch for batch in batches), **options)
+
+    monkeypatch.setattr(frozen, "train_lars_probe", watched)
+    still = replace(folder_data, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
+    probe = ProbeConfig(solver="lars", crops=True, epochs=2, warmup_epochs=1, batch_size=9)
+    config = EvaluateConfig(
+        protocols="probe",
+        data=still,
+        probe=probe,
+        cache=str(tmp_path / "cache"),
+        batch_size=4,
+        shuffled=shuffled,
+    )
+    cells = evaluate(config, [encoder.name], log=lambda _: 0).cells
+    assert cells[-1].settings.endswith(
+        "2 epochs of batch 9, base_lr 0.1, random crops and flips of each epoch"
+    )
+    split = open_split(still, "train")
+    wanted = shuffle_labels(split.labels, seed=0) if shuffled else split.labels
+    own = encoder.encoder.embed(whole_images(still, split)).detach()
+    for features, labels in seen[-4:]:
+        assert torch.equal(labels, wanted[torch.cdist(features, own).argmin(dim=1)])
+    assert len(seen) == 4 * (1 + shuffled)
+
+
+def test_crops_need_the_solver_that_learns_in_batches():
+    with pytest.raises(
+        InputError, match=r"probe.crops: expected false with probe.solver=lbfgs, .* Add --pro"
+    ):
+        ProbeConfig(crops=True)

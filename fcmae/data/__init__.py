@@ -7,13 +7,15 @@ from fcmae.data.scans import write_scans
 from fcmae.data.sources import ArrayDataset, DigitsDataset, FolderDataset, ShardDataset, open_dataset
 from fcmae.data.transforms import (
     Transform,
+    Views,
+    ViewTransform,
     denormalise,
     eval_transform,
     finetune_transform,
     mean_std,
+    multi_crop,
     pretrain_transform,
 )
-from fcmae.data.views import Views, ViewTransform, multi_crop
 
 __all__ = [
     "IMAGE_EXTENSIONS",

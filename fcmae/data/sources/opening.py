@@ -12,7 +12,7 @@ from fcmae.data.sources.folders import FolderDataset, find_images, label_by_fold
 from fcmae.data.sources.shard_index import find_shards, read_index
 from fcmae.data.sources.shards import ShardDataset
 from fcmae.data.sources.splits import hold_out, limit_labels
-from fcmae.data.transforms import EVALUATION_ENLARGEMENT
+from fcmae.data.transforms.standard import EVALUATION_ENLARGEMENT
 from fcmae.errors import InputError
 
 Split = Literal["train", "val", "all"]

@@ -7,7 +7,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from fcmae.config import DataConfig
-from fcmae.data.crops import RandomCut, RandomView, resize
+from fcmae.data.transforms.crops import RandomCut, RandomView, resize
 
 EPSILON = torch.finfo(torch.float32).eps
 

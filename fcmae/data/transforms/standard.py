@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from fcmae.config import DataConfig, PixelConfig
-from fcmae.data.crops import RandomView, resize
+from fcmae.data.transforms.crops import RandomView, resize
 from fcmae.errors import InputError
 
 Transform = Callable[[Tensor], Tensor]

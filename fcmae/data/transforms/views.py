@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from fcmae.config import DataConfig
-from fcmae.data.crops import RandomView
-from fcmae.data.transforms import Transform, normalise
+from fcmae.data.transforms.crops import RandomView
+from fcmae.data.transforms.standard import Transform, normalise
 from fcmae.errors import InputError
 
 

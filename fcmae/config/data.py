@@ -42,18 +42,34 @@ class PixelConfig:
 class DataConfig(PixelConfig):
     """Images: where they are and how they become tensors."""
 
-    source: Literal["folder", "shards", "arrays", "digits"] = "folder"
-    """`folder`: image files below `root`, nested or flat. `shards`: WebDataset tar files. `arrays`: all
-    images in one `.npy` file. `digits`: scikit-learn's scanned digits."""
+    source: Literal["folder", "shards", "parquet", "arrays", "digits"] = "folder"
+    """`folder`: image files below `root`, nested or flat. `shards`: WebDataset tar files. `parquet`:
+    Parquet files or an Arrow dataset, with the library `datasets`. `arrays`: all images in one `.npy` file.
+    `digits`: scikit-learn's scanned digits."""
     root: str | None = None
     """Folder of training images; for fine-tuning, one subfolder a class. Of shards: the folder that
-    `fcmae data shard` wrote, one of other tar files, or a pattern, `train-{000..146}.tar`. Of arrays: a
-    `.npy` file [N, C, H, W], [N, H, W, C] or [N, H, W] of uint8, uint16, int16 or float; read through a
-    memory map, so it may exceed the memory."""
+    `fcmae data shard` wrote, one of other tar files, or a pattern, `train-{000..146}.tar`; also the URL of a
+    folder with a manifest or of a pattern, or `pipe:` and a command. Of Parquet: a folder or pattern of
+    files, or the folder of a dataset that `datasets` saved. Of arrays: a `.npy` file [N, C, H, W],
+    [N, H, W, C] or [N, H, W] of uint8, uint16, int16 or float; read through a memory map, so it may exceed
+    the memory."""
+    image_column: str | None = None
+    """Of Parquet: the column of the images. None: the only one that holds bytes of images."""
+    label_column: str | None = None
+    """Of Parquet: the column of the classes. None: the only one of class names, else `label`."""
     channel_axis: Literal["auto", "first", "last"] = "auto"
     """Of arrays, where the channels are. `auto`: the axis of length `in_chans`, else the shorter one."""
     labels: str | None = None
     """Of arrays, for fine-tuning: a `.npy` file [N] of class numbers from 0 on."""
+    shuffle_buffer: int | None = None
+    """Of shards: an image of a pass comes at most this many places earlier or later than in a walk through
+    the shards, which are shuffled themselves; so only few shards are read at a time. None: 10 000 for shards
+    at URLs, no limit for those on a disk."""
+    cache_dir: str = "~/.cache/fcmae"
+    """Folder on this machine for copies of shards at URLs and of Parquet files as Arrow files, shared by all
+    processes and runs."""
+    cache_gb: float = 100.0
+    """Most that copies of shards take up; the least recently read are removed."""
     val_root: str | None = None
     """Folder of validation images (fine-tuning). None: `val_fraction` of the training images is held out."""
     val_fraction: float = 0.1
@@ -96,6 +112,17 @@ class DataConfig(PixelConfig):
             self.source == "arrays" or self.labels is None,
             f"data.labels: expected none with data.source={self.source}, got {self.labels}. Remove it.",
         )
+        require(
+            self.shuffle_buffer is None or (self.source == "shards" and self.shuffle_buffer >= 0),
+            f"data.shuffle_buffer: expected 0 or more with data.source=shards and none otherwise, got "
+            f"{self.shuffle_buffer} with {self.source}. Change one of both.",
+        )
+        require(
+            self.source == "parquet" or (self.image_column is None and self.label_column is None),
+            f"data.image_column, data.label_column: expected none with data.source={self.source}, got "
+            f"{self.image_column}, {self.label_column}. Remove them.",
+        )
+        require(self.cache_gb > 0, f"data.cache_gb: expected more than 0, got {self.cache_gb:g}.")
         height, width = self.size
         require(height > 0 and width > 0, f"data.image_size: expected positive sides, got {self.image_size}.")
         check_range("data.val_fraction", self.val_fraction, 0.0, 0.9)

@@ -6,13 +6,14 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fcmae.arguments import OptionParser
 from fcmae.config import DataConfig, require
 from fcmae.data.dataset import ImageDataset
-from fcmae.data.sources import FolderDataset, ShardDataset, open_dataset
+from fcmae.data.sources import FolderDataset, open_dataset
+from fcmae.data.sources.encoded import Decoding, EncodedDataset
 from fcmae.data.sources.folders import find_images, label_by_folder
-from fcmae.data.sources.shard_index import find_shards, read_index
 from fcmae.data.stats import Kind, Stats, kinds, measure, save_picture
 from fcmae.errors import InputError
 
@@ -48,16 +49,16 @@ def _stats_parser() -> argparse.ArgumentParser:
         "fcmae data stats", "Mean and deviation of each channel, sizes, formats and unreadable files."
     )
     parser.add_argument(
-        "root", metavar="DIR", help="as data.root: a folder of images or of shards, or a .npy file"
+        "root",
+        metavar="DIR",
+        help="as data.root: a folder of images, shards or Parquet files, or a .npy file",
     )
-    parser.add_argument(
-        "--source", choices=("folder", "shards", "arrays"), default="folder", help="as data.source"
-    )
+    _add_source(parser, "folder", "shards", "parquet", "arrays")
     parser.add_argument(
         "--in-chans",
         type=int,
         metavar="C",
-        help="as data.in_chans (default: that of most files; of arrays: 3)",
+        help="as data.in_chans (default: that of most files of a folder; else 3)",
     )
     parser.add_argument(
         "--sample", type=int, metavar="N", help="look at N images at even distances (default: all)"
@@ -68,6 +69,19 @@ def _stats_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this file")
     parser.add_argument("--out", type=Path, metavar="PNG", help="draw the sizes")
     return parser
+
+
+def _add_source(parser: argparse.ArgumentParser, *sources: str) -> None:
+    parser.add_argument("--source", choices=sources, default="folder", help="as data.source")
+    parser.add_argument("--image-column", metavar="NAME", help="as data.image_column")
+    parser.add_argument("--cache-dir", metavar="DIR", help="as data.cache_dir")
+
+
+def _config(arguments: argparse.Namespace, **fields: Any) -> DataConfig:
+    fields |= {"source": arguments.source, "root": arguments.root, "image_column": arguments.image_column}
+    if arguments.cache_dir is not None:
+        fields["cache_dir"] = arguments.cache_dir
+    return DataConfig(**fields)
 
 
 def _stats(argv: Sequence[str]) -> int:
@@ -94,20 +108,16 @@ def _stats(argv: Sequence[str]) -> int:
 
 
 def _open(arguments: argparse.Namespace) -> tuple[ImageDataset, Counter[Kind]]:
-    if arguments.source == "shards":
-        shards = find_shards(os.path.expanduser(arguments.root), field="data.root")
-        # Not by open_dataset, which decodes a JPEG no larger than a training needs it.
-        return ShardDataset(shards, read_index(shards), in_chans=arguments.in_chans or 3), Counter()
-    if arguments.source == "arrays":
-        config = DataConfig(source="arrays", root=arguments.root, in_chans=arguments.in_chans or 3)
-        return open_dataset(config, split="all", labelled=False), Counter()
+    config = _config(arguments, in_chans=arguments.in_chans or 3)
+    if arguments.source != "folder":
+        return open_dataset(config, split="all", labelled=False, full_size=True), Counter()
     paths = find_images(os.path.expanduser(arguments.root), field="data.root")
     found = kinds(paths[index] for index in _sampled(len(paths), arguments.sample))
     channels: Counter[int] = Counter()
     for kind, count in found.items():
         channels[kind.channels] += count
     in_chans = arguments.in_chans or (channels.most_common(1)[0][0] if channels else 3)
-    return FolderDataset(paths, in_chans=in_chans), found
+    return FolderDataset(paths, Decoding(in_chans=in_chans)), found
 
 
 def _sampled(count: int, sample: int | None) -> range | list[int]:
@@ -148,11 +158,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _shard_parser() -> argparse.ArgumentParser:
-    parser = OptionParser(
-        "fcmae data shard", "Pack a folder of images into WebDataset shards, for data.source=shards."
+    parser = OptionParser("fcmae data shard", "Pack images into WebDataset shards, for data.source=shards.")
+    parser.add_argument(
+        "root", metavar="DIR", help="a folder of images; its subfolders become classes. Or as data.root"
     )
-    parser.add_argument("root", metavar="DIR", help="a folder of images; its subfolders become classes")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new or empty folder")
+    _add_source(parser, "folder", "shards", "parquet")
+    parser.add_argument("--classes", action="store_true", help="keep the classes of shards or of Parquet")
+    parser.add_argument("--label-column", metavar="NAME", help="as data.label_column")
     parser.add_argument("--short-side", type=int, metavar="N", help="reduce the shorter side to N pixels")
     parser.add_argument("--format", choices=("jpg", "png", "webp"), default="jpg", help="default: jpg")
     parser.add_argument("--quality", type=int, default=90, metavar="Q", help="of jpg and webp (default: 90)")
@@ -173,26 +186,19 @@ def _shard(argv: Sequence[str]) -> int:
     require(1 <= arguments.quality <= 100, f"--quality: expected 1 to 100, got {arguments.quality}.")
     require(arguments.shard_size > 0, f"--shard-size: expected more than 0, got {arguments.shard_size:g}.")
     require(arguments.workers >= 0, f"--workers: expected 0 or more, got {arguments.workers}.")
-    root = os.path.expanduser(arguments.root)
-    paths = find_images(root, field="DIR")
-    prefix = len(os.path.join(root, ""))
-    classes, labels = (), None
-    if all(os.sep in path[prefix:] for path in paths):
-        classes, labels = label_by_folder(root, paths, field="DIR")
+    dataset = _open_encoded(arguments)
     manifest = write_shards(
-        paths,
+        dataset,
         arguments.out,
         encoding=Encoding(short_side=side, format=arguments.format, quality=arguments.quality),
         shard_bytes=round(arguments.shard_size * 1e6),
-        labels=labels,
-        classes=classes,
         workers=arguments.workers,
-        progress=lambda images: tqdm(images, total=len(paths), unit="image", disable=None),
+        progress=lambda images: tqdm(images, total=len(dataset), unit="image", disable=None),
     )
     total = sum(shard["bytes"] for shard in manifest["shards"])
     print(
         f"{manifest['samples']} images in {len(manifest['shards'])} shards, {total / 1e6:.1f} MB, "
-        f"{f'{len(classes)} classes' if labels is not None else 'no classes'}, "
+        f"{'no' if dataset.classes is None else len(dataset.classes)} classes, "
         f"{len(manifest['bad'])} unreadable: {arguments.out}"
     )
     for line in manifest["bad"][:SHOWN_BAD]:
@@ -200,3 +206,18 @@ def _shard(argv: Sequence[str]) -> int:
     if len(manifest["bad"]) > SHOWN_BAD:
         print(f"left out: {len(manifest['bad']) - SHOWN_BAD} more; {arguments.out / MANIFEST} names all")
     return 0
+
+
+def _open_encoded(arguments: argparse.Namespace) -> EncodedDataset:
+    config = _config(arguments, label_column=arguments.label_column)
+    if arguments.source != "folder":
+        dataset = open_dataset(config, split="all", labelled=arguments.classes)
+        assert isinstance(dataset, EncodedDataset)
+        return dataset
+    root = os.path.expanduser(arguments.root)
+    paths = find_images(root, field="DIR")
+    prefix = len(os.path.join(root, ""))
+    classes, labels = None, None
+    if all(os.sep in path[prefix:] for path in paths):
+        classes, labels = label_by_folder(root, paths, field="DIR")
+    return FolderDataset(paths, Decoding(in_chans=3), labels=labels, classes=classes)

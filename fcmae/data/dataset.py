@@ -5,6 +5,8 @@ from typing import Generic, TypeVar
 
 from torch.utils.data import Dataset
 
+from fcmae.data.order import Window
+
 Loaded = TypeVar("Loaded")
 """What is loaded of an image: its pixels, or these and its annotations."""
 
@@ -16,6 +18,8 @@ class ImageDataset(Dataset[Loaded], Generic[Loaded]):
     """Names of the classes; None: unlabelled."""
     labels: list[int] | None = None
     """Class of each image, an index into `classes`; None: unlabelled."""
+    window: Window | None = None
+    """Where images of one file are to be read soon after one another; None: any order is as good."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -37,6 +41,13 @@ class ImageDataset(Dataset[Loaded], Generic[Loaded]):
         """
         raise NotImplementedError
 
+    def expect(self, indices: Sequence[int]) -> None:
+        """Called some time before these images are loaded, in the process that the loader runs in."""
+
+    def containers(self) -> list[str]:
+        """Files of this machine that hold the pixels of many images each; none of other sources."""
+        return []
+
     def subset(self, indices: Sequence[int]) -> "ImageDataset[Loaded]":
         """The images at `indices`, in that order, with their classes."""
         return _Subset(self, indices)
@@ -48,6 +59,8 @@ class _Subset(ImageDataset[Loaded]):
         self._indices = list(indices)
         self.classes = dataset.classes
         self.labels = None if dataset.labels is None else [dataset.labels[index] for index in self._indices]
+        window = dataset.window
+        self.window = None if window is None else window._replace(shard=window.shard[self._indices])
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -57,3 +70,9 @@ class _Subset(ImageDataset[Loaded]):
 
     def load(self, index: int) -> Loaded:
         return self._dataset.load(self._indices[index])
+
+    def expect(self, indices: Sequence[int]) -> None:
+        self._dataset.expect([self._indices[index] for index in indices])
+
+    def containers(self) -> list[str]:
+        return self._dataset.containers()

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fcmae.data.dataset import ImageDataset, Loaded
 from fcmae.data.decode import UnreadableImageError
-from fcmae.data.order import kept_generators, seed_generators, seed_of, shuffled_passes
+from fcmae.data.order import announced, kept_generators, seed_generators, seed_of, shuffled_passes
 from fcmae.data.watch import Reading
 from fcmae.errors import InputError
 
@@ -88,7 +88,11 @@ def training_batches(
         rank=rank,
         world_size=world_size,
         repeats=repeats,
+        window=dataset.window,
     )
+    if dataset.window is not None:
+        ahead = dataset.window.size * repeats // (batch_size * world_size) + 1
+        order = announced(order, dataset.expect, ahead=ahead)
     return _batches(
         _TrainingSamples(dataset, transform, Reading(dataset, workers), seed=seed, repeats=repeats),
         order,

@@ -2,11 +2,23 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
+
+class Window(NamedTuple):
+    """What keeps a shuffled pass near a walk through files that hold many images each."""
+
+    shard: np.ndarray
+    """Of each image, the number of its file, [N]."""
+    size: int
+    """Places by which an image may come earlier or later than in the walk."""
 
 
 def seed_of(*parts: object) -> int:
@@ -25,6 +37,7 @@ def shuffled_passes(
     rank: int,
     world_size: int,
     repeats: int,
+    window: Window | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """(first position, index) of each image of each batch."""
     current = -1
@@ -36,10 +49,35 @@ def shuffled_passes(
             epoch, place = divmod(position // repeats, count)
             if epoch != current:
                 generator = torch.Generator().manual_seed(seed_of("order", seed, epoch))
-                permutation = torch.randperm(count, generator=generator)
+                permutation = _shuffled(count, generator, window)
                 current = epoch
             batch.append((position, int(permutation[place])))
         yield batch
+
+
+def _shuffled(count: int, generator: torch.Generator, window: Window | None) -> Tensor:
+    if window is None:
+        return torch.randperm(count, generator=generator)
+    shards = torch.from_numpy(window.shard)
+    place = torch.randperm(int(shards.max()) + 1, generator=generator)
+    walk = torch.argsort(place[shards.long()], stable=True)
+    # A sort by place plus a draw below `size` is what a shuffle buffer does, without a walk to the present
+    # place: nobody overtakes an image that is `size` places ahead.
+    draws = torch.rand(count, generator=generator, dtype=torch.float64) * window.size
+    return walk[torch.argsort(torch.arange(count) + draws, stable=True)]
+
+
+def announced(
+    order: Iterable[list[tuple[int, int]]], expect: Callable[[list[int]], object], *, ahead: int
+) -> Iterator[list[tuple[int, int]]]:
+    """The batches of `order`; `expect` learns the indices of each when `ahead` others are still due."""
+    due: deque[list[tuple[int, int]]] = deque()
+    for batch in order:
+        expect([index for _, index in batch])
+        due.append(batch)
+        if len(due) > ahead:
+            yield due.popleft()
+    yield from due
 
 
 def seed_generators(seed: int) -> None:

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,15 @@ import numpy as np
 from PIL import Image, ImageOps
 from webdataset.writer import TarWriter
 
-from fcmae.data.decode import RAW_MODES, plain_mode
+from fcmae.data.decode import RAW_MODES, UnreadableImageError, plain_mode
 from fcmae.data.parallel import ordered_map
-from fcmae.data.sources.shard_index import MANIFEST
+from fcmae.data.sources.encoded import EncodedDataset
+from fcmae.data.sources.shard_index import build_index, write_index
+from fcmae.data.sources.shard_sets import MANIFEST, ShardSet
 from fcmae.errors import InputError
 
+INDEX = "index.npz"
+"""Where each image lies: with it, shards at URLs can be read without reading all of them first."""
 CHECKSUMS = "SHA256SUMS"
 """In the form of the `sha256sum` command: `sha256sum -c SHA256SUMS` checks all shards."""
 
@@ -38,29 +42,25 @@ class Encoding:
 
 
 def write_shards(
-    paths: Sequence[str],
+    dataset: EncodedDataset,
     out: Path,
     *,
     encoding: Encoding,
     shard_bytes: int,
-    labels: Sequence[int] | None = None,
-    classes: Sequence[str] = (),
     workers: int = 0,
     progress: Callable[[Iterator[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Any]:
-    """Write `out`/shard-000000.tar and on, then SHA256SUMS and manifest.json, and return the manifest.
+    """Write `out`/shard-000000.tar and on, index.npz, SHA256SUMS and manifest.json; the last is returned.
 
     A sample is `<number>_<file name>.jpg`, with `.cls`, the class number, where there are labels. Neither the
     time nor the number of workers changes a byte. A shard has its name only once it is whole, and the
     manifest comes last: a folder without one is not finished.
 
     Args:
-        paths: Image files; those that cannot be read are left out and named in the manifest.
+        dataset: Images; those that cannot be read are left out and named in the manifest.
         out: A folder that is new or empty.
         encoding: Size, format and quality.
         shard_bytes: A shard ends with the sample that reaches this.
-        labels: Class of each image; None: unlabelled.
-        classes: Their names.
         workers: Processes that decode and encode; 0: this one.
         progress: Wraps the iterator over the images, for a bar.
     Raises:
@@ -72,29 +72,37 @@ def write_shards(
             raise InputError(f"OUT: expected a new or empty folder, got files in {out}. Choose another.")
         writer = _Writer(out, shard_bytes)
         bad: list[str] = []
-        encoded = ordered_map(partial(_encode, encoding), paths, workers=workers)
-        for number, (content, reason) in enumerate(progress(encoded)):
+        encoded = ordered_map(partial(_encode, encoding, dataset), range(len(dataset)), workers=workers)
+        for number, found in enumerate(progress(encoded)):
+            if isinstance(found, InputError):
+                raise found
+            name, content, reason = found
             if reason is not None:
-                bad.append(f"{paths[number]}: {reason}")
+                bad.append(f"{name}: {reason}")
                 continue
-            name = re.sub(r"[^\w-]", "_", Path(paths[number]).stem, flags=re.ASCII)[:60]
-            sample = {"__key__": f"{number:09d}_{name}", encoding.format: content}
-            if labels is not None:
-                sample["cls"] = str(labels[number]).encode()
+            stem = re.sub(r"[^\w-]", "_", Path(name).stem, flags=re.ASCII)[:60]
+            sample = {"__key__": f"{number:09d}_{stem}", encoding.format: content}
+            if dataset.labels is not None:
+                sample["cls"] = str(dataset.labels[number]).encode()
             writer.write(sample)
         writer.close()
         if not writer.shards:
             raise InputError(
                 f"DIR: expected a readable image, got none; the first is {bad[0]}. Check the files."
             )
+        index = build_index(ShardSet(paths=[str(out / shard["name"]) for shard in writer.shards]))
+        write_index(index, out / INDEX)
+        digest = hashlib.sha256((out / INDEX).read_bytes()).hexdigest()
         manifest = {
             "samples": sum(shard["samples"] for shard in writer.shards),
-            "classes": list(classes) if labels is not None else None,
+            "classes": None if dataset.classes is None else list(dataset.classes),
             "encoding": asdict(encoding),
+            "index": {"name": INDEX, "sha256": digest},
             "shards": writer.shards,
             "bad": bad,
         }
-        sums = "".join(f"{shard['sha256']}  {shard['name']}\n" for shard in writer.shards)
+        summed = [*writer.shards, manifest["index"]]
+        sums = "".join(f"{file['sha256']}  {file['name']}\n" for file in summed)
         _replace(out / CHECKSUMS, sums.encode())
         _replace(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     except OSError as error:
@@ -104,23 +112,33 @@ def write_shards(
     return manifest
 
 
-def _encode(encoding: Encoding, path: str) -> tuple[bytes, str | None]:
-    """(the file that stands in the shard, None), or (nothing, why there is none)."""
+def _encode(
+    encoding: Encoding, dataset: EncodedDataset, index: int
+) -> tuple[str, bytes, str | None] | InputError:
+    """(name, the file that stands in the shard, None), or (name, nothing, why there is none)."""
+    name = dataset.name_of(index)
     try:
-        return _encoded(Path(path), encoding), None
+        name, content = dataset.read(index)
+        return name, _encoded(name, content, encoding), None
+    except InputError as error:
+        return error
+    except UnreadableImageError as error:
+        return error.name, b"", error.reason
     except Exception as error:  # as in decode_image: PIL meets a damaged file with almost any exception
-        return b"", " ".join(str(error).split()) or type(error).__name__
+        # PIL would name the bytes' place in memory, another in each process.
+        message = re.sub(r" <_io\.BytesIO[^>]*>", "", str(error))
+        return name, b"", " ".join(message.split()) or type(error).__name__
 
 
-def _encoded(path: Path, encoding: Encoding) -> bytes:
-    if path.suffix.lower() == ".npy":
+def _encoded(name: str, content: bytes, encoding: Encoding) -> bytes:
+    if name.lower().endswith(".npy"):
         raise ValueError("shards hold pictures; put arrays into one .npy, for data.source=arrays")
     target, wanted = _PIL_FORMATS[encoding.format], encoding.short_side
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(content)) as image:
         shrinks = wanted is not None and min(image.size) > wanted
         if image.format == target and not shrinks:
             image.load()  # whole?
-            return path.read_bytes()
+            return content
         if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
             raise ValueError("shards hold pictures of one page; put stacks into one .npy instead")
         if shrinks:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fcmae.data.dataset import ImageDataset
 from fcmae.data.decode import UnreadableImageError, unit
 from fcmae.data.parallel import ordered_map
+from fcmae.data.sources.remote import UnreachableError
 from fcmae.errors import InputError
 
 
@@ -100,11 +101,13 @@ def measure(dataset: ImageDataset, indices: Sequence[int], *, workers: int) -> S
         indices: Which of them.
         workers: Processes that decode; 0: this one.
     Raises:
-        InputError: none is readable.
+        InputError: none is readable, or a file at a URL is not.
     """
     stats: Stats | None = None
     bad: list[str] = []
     for found in ordered_map(partial(_look_at, dataset), indices, workers=workers):
+        if isinstance(found, UnreachableError):
+            raise found
         if isinstance(found, str):
             bad.append(found)
             continue
@@ -125,9 +128,11 @@ def measure(dataset: ImageDataset, indices: Sequence[int], *, workers: int) -> S
     return stats
 
 
-def _look_at(dataset: ImageDataset, index: int) -> tuple[Moments, int, int] | str:
+def _look_at(dataset: ImageDataset, index: int) -> tuple[Moments, int, int] | str | UnreachableError:
     try:
         pixels = dataset.load(index)
+    except UnreachableError as error:
+        return error
     except (UnreadableImageError, InputError) as error:  # damaged, or of other channels
         return str(error)
     return Moments.of(unit(pixels)), pixels.shape[1], pixels.shape[2]

@@ -31,6 +31,9 @@ _NOT_PIXELS = (
     "workers",
     "timeout",
     "max_bad_images",
+    "shuffle_buffer",
+    "cache_dir",
+    "cache_gb",
 )
 
 
@@ -94,7 +97,8 @@ def _identify(dataset: ImageDataset, source: str, root: str | None) -> tuple[lis
         return names, []
     if source == "folder":
         return [os.path.relpath(name, root).replace(os.sep, "/") for name in names], names
-    return [os.path.basename(name) for name in names], [root]
+    containers = dataset.containers()
+    return [os.path.basename(name) for name in names] if containers else names, containers
 
 
 def embed_split(

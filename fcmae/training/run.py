@@ -21,7 +21,7 @@ from fcmae.training.logs import RunLog, peak_memory_mb
 
 Images = TypeVar("Images")
 
-_LOADING = ("workers", "timeout", "max_bad_images")
+_LOADING = ("workers", "timeout", "max_bad_images", "cache_dir", "cache_gb")
 """Fields of the data that change no image of any batch."""
 
 

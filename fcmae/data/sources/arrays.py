@@ -54,6 +54,9 @@ class ArrayDataset(ImageDataset[Tensor]):
     def name_of(self, index: int) -> str:
         return f"{self._name}[{index}]"
 
+    def containers(self) -> list[str]:
+        return [self._array] if isinstance(self._array, str) else []
+
     def load(self, index: int) -> Tensor:
         try:
             image = self._images()[index]

@@ -5,30 +5,31 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
-from torch import Tensor
-
-from fcmae.data.dataset import ImageDataset
-from fcmae.data.decode import IMAGE_EXTENSIONS, decode_image
+from fcmae.data.decode import IMAGE_EXTENSIONS, UnreadableImageError
+from fcmae.data.sources.encoded import Decoding, EncodedDataset
 from fcmae.errors import InputError
 
 
-class FolderDataset(ImageDataset[Tensor]):
-    """Image files; `min_side` as in `decode_image`."""
+class FolderDataset(EncodedDataset):
+    """Image files.
+
+    Args:
+        paths: Of the files.
+        decoding: How they are read.
+        labels: Class of each image; None: unlabelled.
+        classes: Names of the classes.
+    """
 
     def __init__(
         self,
         paths: Sequence[str],
+        decoding: Decoding,
         *,
-        in_chans: int,
-        min_side: int | None = None,
         labels: Sequence[int] | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
+        super().__init__(decoding, labels=labels, classes=classes)
         self._paths = paths
-        self._in_chans = in_chans
-        self._min_side = min_side
-        self.labels = None if labels is None else list(labels)
-        self.classes = None if classes is None else tuple(classes)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -36,13 +37,29 @@ class FolderDataset(ImageDataset[Tensor]):
     def name_of(self, index: int) -> str:
         return self._paths[index]
 
-    def load(self, index: int) -> Tensor:
-        return decode_image(
-            self._paths[index],
-            in_chans=self._in_chans,
-            min_side=self._min_side,
-            keep_8_bit=True,
-        )
+    def read(self, index: int) -> tuple[str, bytes]:
+        path = self._paths[index]
+        try:
+            with open(path, "rb") as file:
+                return path, file.read()
+        except OSError as error:
+            raise UnreadableImageError(path, str(error)) from error
+
+
+def open_folder(
+    root: str, *, field: str, decoding: Decoding, labelled: bool, classes: tuple[str, ...] | None = None
+) -> FolderDataset:
+    """The images below `root`.
+
+    Raises:
+        InputError: as find_images, and with `labelled` as label_by_folder.
+    """
+    root = os.path.expanduser(root)
+    paths = find_images(root, field=field)
+    labels = None
+    if labelled:
+        classes, labels = label_by_folder(root, paths, field=field, classes=classes)
+    return FolderDataset(paths, decoding, labels=labels, classes=classes)
 
 
 class PathList(Sequence[str]):

@@ -1,16 +1,16 @@
 """Where images come from: `open_dataset` finds what the configuration names, and splits it."""
 
 import math
-import os
 from typing import Literal
 
 from fcmae.config import DataConfig
 from fcmae.data.dataset import ImageDataset
 from fcmae.data.sources.arrays import open_arrays
 from fcmae.data.sources.digits import DigitsDataset
-from fcmae.data.sources.folders import FolderDataset, find_images, label_by_folder
-from fcmae.data.sources.shard_index import find_shards, read_index
-from fcmae.data.sources.shards import ShardDataset
+from fcmae.data.sources.encoded import Decoding
+from fcmae.data.sources.folders import open_folder
+from fcmae.data.sources.parquet import open_parquet
+from fcmae.data.sources.shards import open_shards
 from fcmae.data.sources.splits import hold_out, limit_labels
 from fcmae.data.transforms.standard import EVALUATION_ENLARGEMENT
 from fcmae.errors import InputError
@@ -18,7 +18,9 @@ from fcmae.errors import InputError
 Split = Literal["train", "val", "all"]
 
 
-def open_dataset(config: DataConfig, *, split: Split, labelled: bool) -> ImageDataset:
+def open_dataset(
+    config: DataConfig, *, split: Split, labelled: bool, full_size: bool = False
+) -> ImageDataset:
     """The images of `config`; the same call always gives the same images in the same order.
 
     `all` is every image of `root`, for pretraining. `train` and `val` are fine-tuning's: `root` and
@@ -28,18 +30,25 @@ def open_dataset(config: DataConfig, *, split: Split, labelled: bool) -> ImageDa
     Args:
         config: Source, folders and split.
         split: Which images.
-        labelled: Whether the class of each image is wanted: its subfolder, its digit, or its entry in
-            `config.labels`.
+        labelled: Whether the class of each image is wanted: its subfolder, its digit, its column, or its
+            entry in `config.labels`.
+        full_size: Decode large JPEGs at their size, not at a half or less where crops need no more.
     Raises:
         InputError: a folder is missing, empty or without classes, or the split wants more images than it has.
     """
     val_root = config.val_root
-    dataset = _open_root(config, labelled)
+    dataset = _open_root(config, labelled=labelled, full_size=full_size)
     if split == "all":
         return dataset
     if split == "val" and val_root is not None:
-        open_ = _open_shards if config.source == "shards" else _open_folder
-        return open_(val_root, config, field="data.val_root", labelled=labelled, classes=dataset.classes)
+        return _open_encoded(
+            val_root,
+            config,
+            field="data.val_root",
+            labelled=labelled,
+            classes=dataset.classes,
+            full_size=full_size,
+        )
 
     val_fraction = config.val_fraction if val_root is None else 0.0
     train, val = hold_out(dataset.labels or [0] * len(dataset), val_fraction=val_fraction)
@@ -55,60 +64,32 @@ def open_dataset(config: DataConfig, *, split: Split, labelled: bool) -> ImageDa
     return dataset.subset(sorted(train))
 
 
-def _open_root(config: DataConfig, labelled: bool) -> ImageDataset:
+def _open_root(config: DataConfig, *, labelled: bool, full_size: bool) -> ImageDataset:
     if config.source == "digits":
         return DigitsDataset(config.size, in_chans=config.in_chans, labelled=labelled)
-    assert config.root is not None  # checked by DataConfig
     if config.source == "arrays":
         return open_arrays(config, labelled=labelled)
-    if config.source == "shards":
-        return _open_shards(config.root, config, field="data.root", labelled=labelled)
-    return _open_folder(config.root, config, field="data.root", labelled=labelled)
+    assert config.root is not None  # checked by DataConfig
+    return _open_encoded(config.root, config, field="data.root", labelled=labelled, full_size=full_size)
 
 
-def _open_folder(
-    root: str, config: DataConfig, *, field: str, labelled: bool, classes: tuple[str, ...] | None = None
-) -> FolderDataset:
-    root = os.path.expanduser(root)
-    paths = find_images(root, field=field)
-    labels = None
-    if labelled:
-        classes, labels = label_by_folder(root, paths, field=field, classes=classes)
-    return FolderDataset(
-        paths,
+def _open_encoded(
+    root: str,
+    config: DataConfig,
+    *,
+    field: str,
+    labelled: bool,
+    full_size: bool,
+    classes: tuple[str, ...] | None = None,
+) -> ImageDataset:
+    decoding = Decoding(
         in_chans=config.in_chans,
-        min_side=_smallest_useful_side(config),
-        labels=labels,
-        classes=classes,
+        min_side=None if full_size else _smallest_useful_side(config),
     )
-
-
-def _open_shards(
-    root: str, config: DataConfig, *, field: str, labelled: bool, classes: tuple[str, ...] | None = None
-) -> ShardDataset:
-    shards = find_shards(os.path.expanduser(root), field=field)
-    index = read_index(shards)
-    own = None
-    if labelled:
-        readable = index.label[index.size >= 0]
-        if len(readable) == 0 or readable.min() < 0:
-            raise InputError(
-                f"{field}: expected a class (.cls) with every image, got {int((readable < 0).sum())} of "
-                f"{len(readable)} without. Shard a folder of class folders."
-            )
-        own = shards.classes or tuple(str(number) for number in range(int(readable.max()) + 1))
-        if classes is not None and own != classes:
-            raise InputError(
-                f"{field}: expected the {len(classes)} classes of data.root, got {len(own)} that are not the "
-                "same. Shard both from folders with the same class folders."
-            )
-    return ShardDataset(
-        shards,
-        index,
-        in_chans=config.in_chans,
-        min_side=_smallest_useful_side(config),
-        classes=own,
-    )
+    if config.source == "folder":
+        return open_folder(root, field=field, labelled=labelled, classes=classes, decoding=decoding)
+    open_ = open_shards if config.source == "shards" else open_parquet
+    return open_(root, config, field=field, labelled=labelled, classes=classes, decoding=decoding)
 
 
 def _smallest_useful_side(config: DataConfig) -> int:

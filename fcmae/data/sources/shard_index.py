@@ -1,31 +1,29 @@
-"""Which shards there are, and where in them each image lies: an index of their tar headers."""
+"""Where in their shards the images lie: an index of the tar headers, made once and kept."""
 
 import hashlib
 import json
 import os
 import tarfile
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from fcmae.data.decode import IMAGE_EXTENSIONS
+from fcmae.data.sources.remote import RemoteFiles
+from fcmae.data.sources.shard_sets import ShardSet
 from fcmae.errors import InputError
 
-MANIFEST = "manifest.json"
 BLOCK = tarfile.BLOCKSIZE
 """Bytes that a header takes, and a multiple of which a member does."""
+_THREADS = 4
 
-
-@dataclass(frozen=True, kw_only=True)
-class ShardSet:
-    """Shards in order, and what a manifest says of them."""
-
-    paths: list[str]
-    classes: tuple[str, ...] | None = None
-    samples: list[int] | None = None
-    """Of each shard; None: unknown."""
+Row = tuple[int, int, int]
+"""Offset, size and label of an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,106 +40,128 @@ class Index:
     """int32 [N]; -1: none."""
     damage: np.ndarray
     """Of each shard, what is wrong with it, or an empty string."""
+    bytes: np.ndarray
+    """int64, of each shard."""
 
 
-def find_shards(root: str, *, field: str) -> ShardSet:
-    """The shards of a folder (in the order of its manifest, or of their names) or of a brace pattern.
+def read_index(shards: ShardSet, remote: RemoteFiles | None = None) -> Index:
+    """The index of shards, built from the tar headers once and kept.
 
-    Args:
-        root: A folder, `shard-000.tar`, or `shard-{000..146}.tar`.
-        field: The setting that messages name.
+    Of shards on a disk, it is kept in a hidden file beside them, and built anew where a shard's size or time
+    is another; a folder that cannot be written to has no such file, and waits for the headers each time. Of
+    shards at URLs, it is the one that their manifest names, or is built by reading each of them once, and
+    kept among the copies.
+
     Raises:
-        InputError: a URL, no shard, a shard that is missing, or a manifest that cannot be read.
+        InputError: a shard at a URL, or its index, cannot be read.
     """
-    if "://" in root or root.startswith("pipe:"):
-        raise InputError(
-            f"{field}: expected shards on a disk, got the URL {root}. Copy them, and name the folder."
-        )
-    folder = Path(root)
-    if not folder.is_dir():
-        # Here, not above: the GPU benchmark imports this package where only PyTorch and timm are installed.
-        from braceexpand import braceexpand
-
-        return ShardSet(paths=[_existing(path, field) for path in braceexpand(root)])
-    manifest = folder / MANIFEST
-    if not manifest.exists():
-        paths = sorted(str(path) for path in folder.glob("*.tar"))
-        if not paths:
+    if remote is None:
+        return _local_index(shards)
+    if shards.index is not None:
+        with remote.open(shards.index) as file:
+            index = _load(file)
+        if index is None:
             raise InputError(
-                f"{field}: expected {MANIFEST} or .tar files in {root}, got none. Check the path."
+                f"data.root: expected an index by fcmae data shard, got another file: {shards.index}. "
+                "Shard the images anew."
             )
-        return ShardSet(paths=paths)
-    try:
-        facts: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-        entries = [(str(shard["name"]), int(shard["samples"])) for shard in facts["shards"]]
-        classes = facts.get("classes")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{field}: expected a manifest by fcmae data shard, got {error!r}: {manifest}. "
-            "Shard the images anew."
-        ) from error
-    return ShardSet(
-        paths=[_existing(str(folder / name), field) for name, _ in entries],
-        classes=None if classes is None else tuple(classes),
-        samples=[samples for _, samples in entries],
-    )
-
-
-def _existing(path: str, field: str) -> str:
-    if not os.path.isfile(path):
-        raise InputError(f"{field}: expected a shard, got no such file: {path}. Check the path.")
-    return path
-
-
-def read_index(shards: ShardSet) -> Index:
-    """The index of shards, built from the tar headers once and kept in a hidden file beside them.
-
-    It is built anew where a shard's size or time is another. A folder that cannot be written to has no such
-    file, and waits for the headers each time.
-    """
-    states = [(path, os.stat(path)) for path in shards.paths]
-    key = json.dumps([(path, state.st_size, state.st_mtime_ns) for path, state in states] + [shards.samples])
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    cache = Path(shards.paths[0]).parent / f".index-{digest[:16]}.npz"
-    try:
-        with np.load(cache, allow_pickle=False) as arrays:
-            return Index(**{name: arrays[name] for name in Index.__dataclass_fields__})
-    except (OSError, ValueError, KeyError):  # none yet, or a damaged one
-        pass
-    index = _build_index(shards)
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **vars(index))
-        os.replace(temporary, cache)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        return index
+    digest = hashlib.sha256(json.dumps([shards.urls, shards.samples]).encode()).hexdigest()
+    kept = remote.folder / f"index-{digest[:16]}.npz"
+    with remote.lock(kept.stem):
+        index = _load(kept)
+        if index is None:
+            index = build_index(shards, open_=remote.open, threads=_THREADS)
+            _save(index, kept)
     return index
 
 
-def _build_index(shards: ShardSet) -> Index:
+def _local_index(shards: ShardSet) -> Index:
+    states = [(path, os.stat(path)) for path in shards.paths]
+    key = json.dumps([(path, state.st_size, state.st_mtime_ns) for path, state in states] + [shards.samples])
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    kept = Path(shards.paths[0]).parent / f".index-{digest[:16]}.npz"
+    index = _load(kept)
+    if index is None:
+        index = build_index(shards)
+        _save(index, kept)
+    return index
+
+
+def _load(file: Path | BinaryIO) -> Index | None:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return Index(**{name: arrays[name] for name in Index.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # none yet, or a damaged one
+        return None
+
+
+def _save(index: Index, path: Path) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write_index(index, temporary)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def write_index(index: Index, path: Path) -> None:
+    """Write `index` to a file; the same index gives the same bytes."""
+    with open(path, "wb") as file:
+        np.savez(file, **vars(index))
+
+
+class _Scanned(NamedTuple):
+    rows: list[Row]
+    problem: str
+    bytes: int
+
+
+def build_index(
+    shards: ShardSet, *, open_: Callable[[str], BinaryIO] | None = None, threads: int = 1
+) -> Index:
+    """The index of shards from their tar headers.
+
+    Args:
+        shards: At paths or at URLs.
+        open_: Opens one of `shards.urls`; None: they are files.
+        threads: That open and read them; more than one helps where a shard has to come from afar.
+    """
+
+    def look_at(path: str) -> _Scanned:
+        try:
+            with open_(path) if open_ else open(path, "rb") as file:
+                return _Scanned(*_scan(file), os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            return _Scanned([], " ".join(str(error).split()), 0)
+
     columns: dict[str, list[np.ndarray]] = {"shard": [], "offset": [], "size": [], "label": []}
     damage: list[str] = []
-    for number, path in enumerate(shards.paths):
-        rows, problem = _scan(path)
-        if shards.samples is not None and len(rows) != shards.samples[number]:
-            problem = f"expected {shards.samples[number]} images, got {len(rows)}: {problem or 'others'}"
-        damage.append(problem)
-        if problem:
-            rows.append((BLOCK, -1, -1))
-        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        columns["shard"].append(np.full(len(table), number, dtype=np.int32))
-        for name, values in zip(("offset", "size", "label"), table.T, strict=True):
-            columns[name].append(values.astype(np.int32 if name == "label" else np.int64))
+    sizes: list[int] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for number, (rows, problem, size) in enumerate(
+            pool.map(look_at, shards.urls if open_ else shards.paths)
+        ):
+            if shards.samples is not None and len(rows) != shards.samples[number]:
+                problem = f"expected {shards.samples[number]} images, got {len(rows)}: {problem or 'others'}"
+            damage.append(problem)
+            sizes.append(size)
+            if problem:
+                rows.append((BLOCK, -1, -1))
+            table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+            columns["shard"].append(np.full(len(table), number, dtype=np.int32))
+            for name, values in zip(("offset", "size", "label"), table.T, strict=True):
+                columns[name].append(values.astype(np.int32 if name == "label" else np.int64))
     return Index(
         damage=np.array(damage, dtype=np.str_),
+        bytes=np.array(sizes, dtype=np.int64),
         **{name: np.concatenate(parts) for name, parts in columns.items()},
     )
 
 
-def _scan(path: str) -> tuple[list[tuple[int, int, int]], str]:
+def _scan(file: BinaryIO) -> tuple[list[Row], str]:
     """(offset, size, label) of each image of a shard, and what is wrong with the shard."""
-    rows: list[tuple[int, int, int]] = []
+    rows: list[Row] = []
     current: str | None = None
     image: tuple[int, int] | None = None
     label, expected, problem = -1, 0, ""
@@ -152,7 +172,7 @@ def _scan(path: str) -> tuple[list[tuple[int, int, int]], str]:
 
     try:
         # With ignore_zeros a damaged header is stepped over, to the next good one.
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+        with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
             for member in tar:
                 tar.members.clear()  # type: ignore[attr-defined] - it would keep every header
                 if member.offset != expected:

@@ -12,7 +12,7 @@ import pytest
 from fcmae.data.sources import folders
 from fcmae.data.sources.folders import PathList, find_images, label_by_folder
 
-CLASSES = tuple(f"n0{number:07}" for number in range(50))
+CLASSES = tuple(f"n0{number:07}" for number in range(1000))
 
 
 def test_the_order_is_that_of_all_paths_sorted_at_once(tmp_path: Path):
@@ -61,9 +61,12 @@ def fake_tree(monkeypatch: pytest.MonkeyPatch, count: int, per_folder: int) -> N
     monkeypatch.setattr(folders.os.path, "isdir", lambda path: True)
 
 
-@pytest.mark.parametrize("per_folder", [1000, 50_000], ids=["nested", "flat"])
-def test_listing_takes_few_bytes_a_file(monkeypatch: pytest.MonkeyPatch, per_folder: int):
-    count = 50_000
+@pytest.mark.parametrize(
+    ("count", "per_folder"),
+    [(50_000, 1000), (50_000, 50_000), pytest.param(1_000_000, 1000, marks=pytest.mark.slow)],
+    ids=["nested", "flat", "a million"],
+)
+def test_listing_takes_few_bytes_a_file(monkeypatch: pytest.MonkeyPatch, count: int, per_folder: int):
     fake_tree(monkeypatch, count, per_folder)
     tracemalloc.start()
     paths = find_images("/images", field="data.root")

@@ -267,7 +267,7 @@ def test_refusals_of_the_source(sharded: Path, tmp_path: Path):
             open_all(root, **options)
         assert "\n" not in str(caught.value)
 
-    check("https://host/shard-{000..009}.tar", r"data\.root: expected shards on a disk, got the URL")
+    check(sharded, r"data\.shuffle_buffer: expected 0 or more with data\.source=shards", shuffle_buffer=-1)
     check(tmp_path / "s-{0..2}.tar", r"expected a shard, got no such file: .*s-0\.tar")
     (tmp_path / "empty").mkdir()
     check(tmp_path / "empty", r"expected manifest\.json or \.tar files")

@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from served import served
 
+from fcmae import cli
 from fcmae.config import DataConfig
 from fcmae.convert import Architecture
 from fcmae.errors import InputError
@@ -144,3 +147,28 @@ def test_arrays_have_names_and_a_key_of_their_file(tmp_path):
         splits.append(open_split(config, "train"))
     assert splits[0].names == splits[2].names and splits[0].names[0].startswith("scans.npy[")
     assert splits[0].key == splits[2].key != splits[1].key
+
+
+def test_shards_and_parquet_have_a_key_of_their_files(tmp_path, image_folder, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+    def key(root: Path | str, source) -> str:
+        options = {"val_fraction": 0.25, "cache_dir": str(tmp_path / "cache")}
+        config = DataConfig(source=source, root=str(root), image_size=32, workers=0, **options)
+        return open_split(config, "val").key
+
+    shards, table = tmp_path / "shards", tmp_path / "table.parquet"
+    folder = image_folder()
+    assert cli.main(["data", "shard", str(folder), str(shards)]) == 0
+    keys = [key(shards, "shards"), key(f"{shards}/shard-{{000000..000000}}.tar", "shards")]
+    os.utime(shards / "shard-000000.tar", ns=(1, 1))
+    keys.append(key(shards, "shards"))
+    with served(shards) as server:
+        keys.append(key(server.url, "shards"))
+        assert key(server.url, "shards") == keys[-1]
+
+    labels = [path.parent.name for path in sorted(folder.rglob("*.png"))]
+    for content in (b"one", b"other"):
+        Dataset.from_dict({"image": [content] * len(labels), "label": labels}).to_parquet(str(table))
+        keys.append(key(table, "parquet"))
+    assert keys[0] == keys[1] and len(set(keys)) == len(keys) - 1

@@ -112,7 +112,7 @@ def _train(name: str, cls: type[Any], argv: list[str], run: Callable[[Any], None
     from fcmae.config_io import SCALE_HELP, config_help, load_scaled
 
     if "-h" in argv or "--help" in argv:
-        print(config_help(cls, argv, prog=f"fcmae {name}", description=COMMANDS[name].summary))
+        print(config_help(cls, argv, prog=f"fcmae {name}", description=COMMANDS[name.split()[0]].summary))
         print(SCALE_HELP)
         return
     config, scaled = load_scaled(cls, argv)
@@ -129,6 +129,22 @@ def _train(name: str, cls: type[Any], argv: list[str], run: Callable[[Any], None
         raise KeyboardInterrupt(
             f"The checkpoints in {checkpoints} are kept; the same command with --resume=auto goes on."
         ) from None
+
+
+def _detect(argv: list[str]) -> int | None:
+    if argv[:1] != ["train"]:
+        from fcmae.downstream.detection import command
+
+        return command.main(argv)
+    from fcmae.config import DetectConfig
+
+    def run(config: DetectConfig) -> None:
+        from fcmae.downstream.detection.train import train_detector
+
+        train_detector(config)
+
+    _train("detect train", DetectConfig, argv[1:], run)
+    return None
 
 
 def _evaluate(argv: list[str], *, only: str | None = None) -> None:
@@ -233,6 +249,7 @@ def _ablate(argv: list[str]) -> int | None:
 COMMANDS = {
     "pretrain": Command("Pretrain an encoder on images without labels.", _pretrain),
     "finetune": Command("Fine-tune a classifier from pretrained or random weights.", _finetune),
+    "detect": Command("Train Mask R-CNN on a pretrained encoder, measure it, or detect.", _detect),
     "evaluate": Command("Compare encoders by k-NN, linear probe, few labels and fine-tuning.", _evaluate),
     "knn": Command("As evaluate, k nearest neighbours only.", partial(_evaluate, only="knn")),
     "probe": Command("As evaluate, a linear probe only.", partial(_evaluate, only="probe")),

@@ -79,10 +79,12 @@ class DetectorConfig(PyramidConfig):
     """`layer`: a LayerNorm behind each convolution of the FPN and the heads (ViTDet)."""
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Side in pixels of the anchors at strides 4, 8, 16, 32 and 64."""
+    box_samples: int = 512
+    """Proposals of an image that the heads are trained on; at most a quarter of them show an instance."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("fpn_dim", "head_dim", "rpn_convs"):
+        for name in ("fpn_dim", "head_dim", "rpn_convs", "box_samples"):
             value = getattr(self, name)
             require(value >= 1, f"model.{name}: expected at least 1, got {value}.")
         require(
@@ -113,6 +115,8 @@ class DetectTestConfig:
     """Detections below are dropped before duplicates are suppressed."""
     detections: int = 100
     """Most detections of an image."""
+    overlay_score: float = 0.5
+    """Detections below are not drawn."""
 
     def __post_init__(self) -> None:
         require(
@@ -126,6 +130,7 @@ class DetectTestConfig:
         )
         check_range("test.nms_threshold", self.nms_threshold, 0.0, 1.0)
         check_range("test.score_threshold", self.score_threshold, 0.0, 1.0)
+        check_range("test.overlay_score", self.overlay_score, 0.0, 1.0)
         require(self.nms_sigma > 0, f"test.nms_sigma: expected more than 0, got {self.nms_sigma:g}.")
         require(self.detections >= 1, f"test.detections: expected at least 1, got {self.detections}.")
 

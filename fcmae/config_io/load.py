@@ -87,6 +87,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
+def dotted(config: Any) -> dict[str, Any]:
+    """Every value of the configuration by its dotted key, as `presets` of `load_config`."""
+    return {key: leaf.default for key, leaf in _leaves(config).items()}
+
+
 def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     """The configuration that `to_dict` gave; keys that are missing take their defaults.
 

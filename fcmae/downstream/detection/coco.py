@@ -37,17 +37,25 @@ class CocoAnnotations(Sequence[CocoImage]):
         images: Sequence[CocoImage],
         *,
         categories: tuple[tuple[int, str], ...],
-        skipped: Mapping[str, int],
-        examples: tuple[str, ...],
+        skipped: Mapping[str, int] | None = None,
+        examples: tuple[str, ...] = (),
     ) -> None:
         self._images = [pickle.dumps(image) for image in images]
-        self.categories, self.skipped, self.examples = categories, skipped, examples
+        self.categories, self.skipped, self.examples = categories, dict(skipped or {}), examples
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: Any) -> Any:
         return pickle.loads(self._images[index])
+
+    def told(self) -> list[str]:
+        """A line for each kind of what was left out: its count, and one of them."""
+        counts = self.skipped.items()
+        return [
+            f"left out {count} {kind}: {example}"
+            for (kind, count), example in zip(counts, self.examples, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,13 @@ def read_coco(
     kept = [image for image in images.values() if image is not None]
     if not kept:
         raise InputError(f"{field}: expected images, got none in {path} that is there. Check data.root.")
+    counts = Counter(problem.kind for problem in problems)  # in the order of their first ones
+    first = {problem.kind: f"expected {problem.line}" for problem in reversed(problems)}
     return CocoAnnotations(
         kept,
         categories=categories or found,
-        skipped=Counter(problem.kind for problem in problems),
-        examples=tuple({problem.kind: f"expected {problem.line}" for problem in reversed(problems)}.values()),
+        skipped=counts,
+        examples=tuple(first[kind] for kind in counts),
     )
 
 

@@ -1,6 +1,6 @@
 """Mask R-CNN of torchvision's parts on one of our feature pyramids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from fcmae.config import DetectorConfig
 from fcmae.downstream.detection.dataset import Target
 from fcmae.downstream.pyramid import FeaturePyramid
+from fcmae.training.optim import LayerDecayType
 
 _COARSEST = 64
 """Stride of the FPN's last level: torchvision's anchors are in place where it divides the sides."""
@@ -54,6 +55,7 @@ class Detector(nn.Module):
             rpn_anchor_generator=anchors,
             rpn_head=RPNHead(width, anchors.num_anchors_per_location()[0], conv_depth=config.rpn_convs),
             rpn_post_nms_top_n_train=1000,  # as the papers' code; torchvision's own is 2000
+            box_batch_size_per_image=config.box_samples,
             box_roi_pool=pool(output_size=7),
             box_head=box_head,
             box_predictor=FastRCNNPredictor(config.head_dim, classes + 1),
@@ -110,3 +112,17 @@ class Detector(nn.Module):
         # The pooling takes the maps' strides from these sizes, so they are the padded ones.
         _, more = self.roi_heads(features, proposals, [self.canvas(features)] * len(sizes), wanted)
         return losses | more
+
+    def layer_scale(self, decay: float, *, kind: LayerDecayType = "single") -> Callable[[str], float]:
+        """The factor on the learning rate by a parameter's name: the pyramid's, 1 in the new parts."""
+        scale = self.pyramid.layer_scale(decay, kind=kind)
+
+        def scale_of(name: str) -> float:
+            part, _, rest = name.partition(".")
+            return scale(rest) if part == "pyramid" else 1.0
+
+        return scale_of
+
+    def no_weight_decay(self) -> set[str]:
+        """The pyramid's."""
+        return {f"pyramid.{name}" for name in self.pyramid.no_weight_decay()}

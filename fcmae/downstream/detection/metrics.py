@@ -1,0 +1,76 @@
+"""COCO's average precision of boxes and masks."""
+
+import torch
+from torchmetrics.detection import MeanAveragePrecision
+
+from fcmae.downstream.detection.dataset import Target
+from fcmae.downstream.detection.detect import Detections
+
+_NAMES = {
+    "map": "ap",
+    "map_50": "ap50",
+    "map_75": "ap75",
+    "map_small": "ap_small",
+    "map_medium": "ap_medium",
+    "map_large": "ap_large",
+    "mar_100": "ar",
+}
+_KINDS = {"bbox": "box", "segm": "mask"}
+
+
+class AveragePrecision:
+    """COCO's metrics, by torchmetrics: crowds are neither found nor missed.
+
+    In a run of several processes each adds its share of the images, and all compute the whole's.
+
+    Args:
+        categories: (id, name) of each class.
+        device: Where the processes exchange what they added.
+        per_class: Also the AP of each class, which takes as long again.
+    """
+
+    def __init__(
+        self, categories: tuple[tuple[int, str], ...], *, device: torch.device, per_class: bool = False
+    ) -> None:
+        self._categories = categories
+        self._metric = MeanAveragePrecision(
+            iou_type=("bbox", "segm"),
+            class_metrics=per_class,
+            backend="faster_coco_eval",
+        ).to(device)
+        self._device = device
+        self._metric.warn_on_many_detections = False  # COCO's best 100 count, as everywhere
+
+    def add(self, found: Detections, target: Target) -> None:
+        """Count what was found in an image against what is in it."""
+        self._metric.update(
+            [{key: value.to(self._device) for key, value in found._asdict().items()}],
+            [
+                {
+                    "boxes": target.boxes.to(self._device),
+                    "labels": target.labels.to(self._device),
+                    "masks": target.masks.bool(),
+                    "iscrowd": target.crowd.long().to(self._device),
+                    "area": target.area.to(self._device),
+                }
+            ],
+        )
+
+    def compute(self) -> dict[str, float]:
+        """ "box_ap", "mask_ap" and more, in [0, 1]; of what no image holds, such as small instances, nothing.
+
+        "ap" is the mean over overlaps of 0.5 to 0.95 and classes, "ap50" and "ap75" at one overlap, "ar" the
+        recall of 100 detections an image. Per class, "box_ap/<name>" and "mask_ap/<name>".
+        """
+        result = self._metric.compute()
+        found = {
+            f"{_KINDS[kind]}_{ours}": float(result[f"{kind}_{theirs}"])
+            for kind in _KINDS
+            for theirs, ours in _NAMES.items()
+        }
+        if self._metric.class_metrics:
+            for kind, ours in _KINDS.items():
+                values = result[f"{kind}_map_per_class"].reshape(-1).tolist()
+                for label, value in zip(result["classes"].reshape(-1).tolist(), values, strict=True):
+                    found[f"{ours}_ap/{self._categories[label - 1][1]}"] = value
+        return {name: value for name, value in found.items() if value >= 0}

@@ -52,11 +52,16 @@ class Architecture:
                 f"{name}: expected {_STAGES} stages, got {values}. timm's ConvNeXt has no other number.",
             )
 
-    def create_encoder(self) -> ConvNeXtV2Encoder:
-        """Our encoder of this architecture, with GRN per image."""
+    def create_encoder(self, *, drop_path: float = 0.0) -> ConvNeXtV2Encoder:
+        """Our encoder of this architecture, with GRN per image.
+
+        Args:
+            drop_path: Stochastic depth of the last block, rising linearly.
+        """
         encoder = create_backbone(
             self.backbone,
             in_chans=self.in_chans,
+            drop_path=drop_path,
             depths=self.depths,
             dims=self.dims,
             stem_stride=self.stem_stride,

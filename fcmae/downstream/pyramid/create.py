@@ -19,7 +19,6 @@ from fcmae.models import (
     ConvNeXtV2Encoder,
     Encoder,
     ViTEncoder,
-    create_backbone,
     require_name,
 )
 from fcmae.models.position import sincos_positions
@@ -100,15 +99,7 @@ def create_pyramid(
 def _create_encoder(network: Network, num_heads: int, drop_path: float) -> Encoder:
     """Our encoder with random weights, its position embeddings of the network's grid, without a last norm."""
     if isinstance(network, Architecture):
-        return create_backbone(
-            network.backbone,
-            in_chans=network.in_chans,
-            drop_path=drop_path,
-            depths=network.depths,
-            dims=network.dims,
-            stem_stride=network.stem_stride,
-            kernel_size=network.kernel_size,
-        )
+        return network.create_encoder(drop_path=drop_path)
     options: dict[str, Any] = {"num_heads": num_heads, "in_chans": network.in_chans, "drop_path": drop_path}
     if isinstance(network, ViTArchitecture):
         encoder = ViTEncoder(

@@ -120,6 +120,13 @@ def test_another_architecture_is_named() -> None:
             open_source(weights)
 
 
+def test_timms_v1_is_the_network_with_layer_scale() -> None:
+    weights = timm.create_model("convnext_femto", num_classes=3).state_dict()
+    source = open_source(weights)
+    assert source.architecture() == Architecture(backbone="convnextv2_femto", gating="layer_scale")
+    assert_same(convert_weights(weights, "timm")[0], weights)
+
+
 def test_prefixes_may_be_absent_and_a_key_may_not_come_twice() -> None:
     ours = small_weights(5)
     for name, prefix in (("transformers", "convnextv2."), ("mmpretrain", "backbone.")):

@@ -46,6 +46,17 @@ def test_convnextv2_maps_are_the_stages_of_timm_behind_norms() -> None:
         assert close(found, norm(stage.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
+def test_convnextv2_keeps_what_stands_in_grns_place() -> None:
+    encoder = create_backbone("convnextv2_atto", gating="cbam", **SIZES["convnextv2_atto"])
+    weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    pyramid = small_pyramid("convnextv2_atto", weights=weights, drop_path=0.5)
+    loaded = pyramid.encoder.state_dict()
+    assert all(torch.equal(tensor, weights[f"encoder.{name}"]) for name, tensor in loaded.items())
+    assert pyramid.encoder.stages[3].blocks[0].drop_path.rate == 0.5
+    again = create_pyramid("convnextv2_atto", description=pyramid.description)
+    assert again.state_dict().keys() == pyramid.state_dict().keys()
+
+
 def test_convmae_maps_are_its_stages_with_all_attention_global() -> None:
     weights, images = encoder_weights("convmae_small"), torch.randn(2, 3, 224, 224).double()
     pyramid = small_pyramid("convmae_small", weights=weights, window_size=0).double()

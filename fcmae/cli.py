@@ -157,7 +157,7 @@ def _evaluate(argv: list[str], *, only: str | None = None) -> None:
         argv = [*argv, f"--protocols={only}"]
 
     def run(config: EvaluateConfig, checkpoints: list[str]) -> None:
-        from fcmae.evaluation.evaluate import evaluate
+        from fcmae.protocols.evaluate import evaluate
 
         print(evaluate(config, checkpoints).text())
 
@@ -168,7 +168,7 @@ def _diversity(argv: list[str]) -> None:
     from fcmae.config import DiversityConfig
 
     def run(config: DiversityConfig, checkpoints: list[str]) -> None:
-        from fcmae.evaluation.diversity_command import compare_diversity
+        from fcmae.evaluation.diversity.command import compare_diversity
 
         compare_diversity(config, checkpoints)
 

@@ -21,8 +21,8 @@ from fcmae.config_io import load_config
 from fcmae.convert.files import read_checkpoint
 from fcmae.data import eval_transform, evaluation_batches, open_dataset, write_scans
 from fcmae.errors import InputError
-from fcmae.evaluation.knn import embed_images, knn_accuracy
-from fcmae.evaluation.probe import probe_accuracy
+from fcmae.evaluation.frozen.knn import embed_images, knn_accuracy
+from fcmae.evaluation.frozen.probe import probe_accuracy
 from fcmae.methods import MSN, Method, from_config
 from fcmae.models import Encoder
 from fcmae.report.methods import Arm, Scores, write_methods_page

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fcmae.bench.mask_ratios import measure_mask_ratios, visible_sites
-from fcmae.evaluation.probe import probe_accuracy
+from fcmae.evaluation.frozen.probe import probe_accuracy
 from fcmae.models import create_backbone
 
 ROOT = Path(__file__).parents[1]

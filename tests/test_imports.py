@@ -28,6 +28,7 @@ RANKS = {
     "downstream": 5,
     "report": 5,
     "bench": 5,
+    "protocols": 5,
     "ablation": 5,
     "cli": 6,
     "__main__": 7,

@@ -12,7 +12,7 @@ from fcmae.ablation.runs import write_whole
 from fcmae.config import EvaluateConfig, LowShotConfig, PretrainConfig
 from fcmae.config_io import from_dict
 from fcmae.errors import InputError
-from fcmae.evaluation.evaluate import evaluate
+from fcmae.protocols.evaluate import evaluate
 
 SCORES = "scores.json"
 METRICS = {

@@ -16,7 +16,7 @@ from fcmae.convert.files import read_checkpoint, write_weights
 from fcmae.data import Batch, ImageDataset, eval_transform, evaluation_batches, open_dataset
 from fcmae.errors import InputError
 from fcmae.evaluation.encoders import LoadedEncoder
-from fcmae.evaluation.knn import embed_images
+from fcmae.evaluation.frozen.knn import embed_images
 
 _VERSION = 1  # of what is kept: raised when the same images and weights would give other features
 # What decides neither which pixels an encoder sees nor in which order.

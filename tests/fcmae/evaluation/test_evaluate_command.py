@@ -26,12 +26,12 @@ from fcmae.convert import convert_weights
 from fcmae.data import eval_transform, evaluation_batches
 from fcmae.errors import InputError
 from fcmae.evaluation.encoders import load_encoder
-from fcmae.evaluation.evaluate import evaluate
 from fcmae.evaluation.features import open_split
-from fcmae.evaluation.frozen import shuffle_labels
-from fcmae.evaluation.knn import embed_images
+from fcmae.evaluation.frozen.knn import embed_images
+from fcmae.evaluation.frozen.score import shuffle_labels
 from fcmae.methods import MSN, Method, from_config
 from fcmae.models import create_backbone
+from fcmae.protocols.evaluate import evaluate
 from fcmae.training.checkpoints import save_checkpoint
 
 MODELS: dict[str, ModelConfig] = {

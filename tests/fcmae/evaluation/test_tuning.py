@@ -23,8 +23,8 @@ from fcmae.config import (
 from fcmae.config_io import save_config
 from fcmae.convert import convert_weights
 from fcmae.errors import InputError
-from fcmae.evaluation.evaluate import evaluate
 from fcmae.evaluation.table import Cell
+from fcmae.protocols.evaluate import evaluate
 from fcmae.training.finetune import finetune
 
 SMALL = TuningConfig(epochs=2, batch_size=6, base_lr=0.02)

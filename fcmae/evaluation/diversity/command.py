@@ -13,10 +13,10 @@ from fcmae.config import DiversityConfig
 from fcmae.data import ImageDataset, eval_transform, evaluation_batches, open_dataset
 from fcmae.errors import InputError
 from fcmae.evaluation.devices import find_device
-from fcmae.evaluation.diversity import LayerDiversity, measure_diversity
-from fcmae.evaluation.diversity_models import load_observed
-from fcmae.evaluation.diversity_page import write_diversity_page
-from fcmae.evaluation.selectivity import measure_selectivity
+from fcmae.evaluation.diversity.measure import LayerDiversity, measure_diversity
+from fcmae.evaluation.diversity.models import load_observed
+from fcmae.evaluation.diversity.page import write_diversity_page
+from fcmae.evaluation.diversity.selectivity import measure_selectivity
 from fcmae.evaluation.settings import told_otherwise
 
 NUMBERS = [field.name for field in fields(LayerDiversity) if field.name != "maps"]

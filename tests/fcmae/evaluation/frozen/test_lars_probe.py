@@ -14,21 +14,21 @@ from torch import nn
 from fcmae.config import DataConfig, EvaluateConfig, ProbeConfig
 from fcmae.data import finetune_transform
 from fcmae.errors import InputError
-from fcmae.evaluation import frozen
 from fcmae.evaluation.encoders import LoadedEncoder, load_encoder
-from fcmae.evaluation.evaluate import evaluate
 from fcmae.evaluation.features import Split, open_split
-from fcmae.evaluation.frozen import shuffle_labels
-from fcmae.evaluation.knn import knn_predict
-from fcmae.evaluation.lars_probe import (
+from fcmae.evaluation.frozen import score
+from fcmae.evaluation.frozen.knn import knn_predict
+from fcmae.evaluation.frozen.lars_probe import (
     cached_batches,
     cropped_batches,
     length_of,
     probe_hits,
     train_lars_probe,
 )
-from fcmae.evaluation.lowshot import lowshot_accuracy
-from fcmae.evaluation.probe import probe_accuracy
+from fcmae.evaluation.frozen.lowshot import lowshot_accuracy
+from fcmae.evaluation.frozen.probe import probe_accuracy
+from fcmae.evaluation.frozen.score import shuffle_labels
+from fcmae.protocols.evaluate import evaluate
 
 CPU = torch.device("cpu")
 
@@ -157,12 +157,12 @@ def test_the_command_trains_on_crops(
 ):
     """The labels that it learns from are the images' own, or the shuffled ones, image by image."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    inner = frozen.train_lars_probe
+    inner = score.train_lars_probe
 
     def watched(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], **options: Any) -> nn.Module:
         return inner((seen.append(batch) or batch for batch in batches), **options)
 
-    monkeypatch.setattr(frozen, "train_lars_probe", watched)
+    monkeypatch.setattr(score, "train_lars_probe", watched)
     still = replace(folder_data, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
     probe = ProbeConfig(solver="lars", crops=True, epochs=2, warmup_epochs=1, batch_size=9)
     config = EvaluateConfig(

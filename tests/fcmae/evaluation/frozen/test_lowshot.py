@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fcmae.evaluation.lowshot import fit_lowshot, row_normalised
+from fcmae.evaluation.frozen.lowshot import fit_lowshot, row_normalised
 
 # Of cyanure 1.2.2, which MSN's logistic_eval.py calls, on the features of `_features`:
 # preprocess(columns=False, centering=True, normalize=True), then Classifier(loss="multiclass-logistic",

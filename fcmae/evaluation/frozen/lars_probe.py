@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fcmae.config import DataConfig, ProbeConfig
 from fcmae.data import finetune_transform, training_batches
 from fcmae.evaluation.features import Numbered, Split
-from fcmae.evaluation.knn import embed_images
+from fcmae.evaluation.frozen.knn import embed_images
 from fcmae.models import Encoder
 
 EPS = 1e-6

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fcmae.evaluation.diversity import DEAD, MAPS, SATURATED, LayerDiversity
+from fcmae.evaluation.diversity.measure import DEAD, MAPS, SATURATED, LayerDiversity
 from fcmae.report import page, plots
 from fcmae.report.page import INK, Column, Html
 

@@ -23,7 +23,7 @@ from fcmae.convert import open_source
 from fcmae.convert.files import write_weights
 from fcmae.errors import InputError
 from fcmae.evaluation.encoders import LoadedEncoder, heads_of
-from fcmae.evaluation.frozen import Images
+from fcmae.evaluation.frozen.score import Images
 from fcmae.evaluation.table import Score
 from fcmae.models import PRESETS, ConvMAEEncoder, ViTEncoder
 from fcmae.training.finetune import finetune

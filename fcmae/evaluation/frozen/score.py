@@ -11,17 +11,17 @@ from fcmae.config import EvaluateConfig
 from fcmae.errors import InputError
 from fcmae.evaluation.encoders import LoadedEncoder
 from fcmae.evaluation.features import Embedded, Split, open_split
-from fcmae.evaluation.knn import knn_predict
-from fcmae.evaluation.lars_probe import (
+from fcmae.evaluation.frozen.knn import knn_predict
+from fcmae.evaluation.frozen.lars_probe import (
     cached_batches,
     cropped_batches,
     length_of,
     probe_hits,
     train_lars_probe,
 )
-from fcmae.evaluation.lowshot import lowshot_accuracy
-from fcmae.evaluation.probe import probe_accuracy
-from fcmae.evaluation.splits import SPLITS, Size, load_or_write
+from fcmae.evaluation.frozen.lowshot import lowshot_accuracy
+from fcmae.evaluation.frozen.probe import probe_accuracy
+from fcmae.evaluation.frozen.splits import SPLITS, Size, load_or_write
 from fcmae.evaluation.table import Score
 
 

@@ -10,7 +10,7 @@ import torch
 from fcmae.config import DataConfig
 from fcmae.errors import InputError
 from fcmae.evaluation.features import Split, open_split
-from fcmae.evaluation.splits import SPLITS, Size, draw, load_or_write
+from fcmae.evaluation.frozen.splits import SPLITS, Size, draw, load_or_write
 
 NAMES = [f"class{label}/{number:03}.png" for label in range(4) for number in range(50 * (label + 1))]
 LABELS = [int(name[5]) for name in NAMES]

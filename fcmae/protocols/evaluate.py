@@ -11,10 +11,10 @@ from fcmae.errors import InputError
 from fcmae.evaluation.devices import find_device
 from fcmae.evaluation.encoders import LoadedEncoder, load_encoder, random_encoder
 from fcmae.evaluation.features import embed_split
-from fcmae.evaluation.frozen import Images, open_images, score_frozen
+from fcmae.evaluation.frozen.score import Images, open_images, score_frozen
 from fcmae.evaluation.settings import told_otherwise
 from fcmae.evaluation.table import Cell, Score, Table
-from fcmae.evaluation.tuning import require_tunable, score_tuned
+from fcmae.protocols.tuning import require_tunable, score_tuned
 
 
 def evaluate(

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from fcmae.config import DataConfig
 from fcmae.data import eval_transform, evaluation_batches, open_dataset
 from fcmae.errors import InputError
-from fcmae.evaluation.knn import embed_images, knn_accuracy, knn_predict
+from fcmae.evaluation.frozen.knn import embed_images, knn_accuracy, knn_predict
 from fcmae.models import create_backbone
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fcmae.errors import InputError
-from fcmae.evaluation.hooks import observed
+from fcmae.evaluation.diversity.hooks import observed
 
 
 def class_selectivity(means: Tensor) -> Tensor:

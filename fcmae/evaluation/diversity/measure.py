@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fcmae.evaluation.hooks import observed
+from fcmae.evaluation.diversity.hooks import observed
 
 DEAD = 0.01
 """A channel is dead in an image where it nowhere exceeds this share of the layer's root mean square."""

@@ -13,7 +13,7 @@ from fcmae import cli
 from fcmae.config import DataConfig
 from fcmae.config.diversity import EXPANSION
 from fcmae.errors import InputError
-from fcmae.evaluation.diversity import (
+from fcmae.evaluation.diversity.measure import (
     DEAD,
     SATURATED,
     LayerDiversity,
@@ -22,8 +22,8 @@ from fcmae.evaluation.diversity import (
     effective_rank,
     measure_diversity,
 )
-from fcmae.evaluation.diversity_models import load_observed
-from fcmae.evaluation.diversity_page import mosaic
+from fcmae.evaluation.diversity.models import load_observed
+from fcmae.evaluation.diversity.page import mosaic
 from sparse_ops import features_of
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from fcmae import cli
 from fcmae.config import DataConfig
 from fcmae.errors import InputError
-from fcmae.evaluation.selectivity import class_selectivity, measure_selectivity
+from fcmae.evaluation.diversity.selectivity import class_selectivity, measure_selectivity
 
 
 def test_ends_of_the_scale():

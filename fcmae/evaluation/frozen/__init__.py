@@ -1,0 +1,1 @@
+"""Protocols that learn from the features of a frozen encoder."""

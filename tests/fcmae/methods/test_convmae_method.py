@@ -3,6 +3,7 @@
 import pytest
 import torch
 from original_convmae import Original, positions
+from overfitting import assert_overfits
 from torch import Tensor, nn
 
 import fcmae
@@ -205,19 +206,7 @@ def test_a_forced_mask_may_be_ragged_and_patches_larger_than_the_stride() -> Non
 def test_twenty_steps_overfit_one_batch() -> None:
     torch.manual_seed(0)
     method = fcmae.create_method("convmae", backbone="convmae_small", image_size=64, **SMALL)
-    images = torch.randn(2, 3, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
-    images = images * torch.linspace(-1, 1, 64)
-    visible = torch.zeros(2, 4, 4, dtype=torch.bool)
-    visible[:, ::2, ::2] = True
-    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(20):
-        loss = method(images, visible=visible).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
+    assert_overfits(method, grid=(4, 4), patch_size=16)
 
 
 def test_one_graph_serves_every_batch_size() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from overfitting import assert_overfits
 from torch import nn
 
 import fcmae
@@ -98,19 +99,7 @@ def test_predictions_are_in_the_order_of_the_patches() -> None:
 def test_twenty_steps_overfit_one_batch() -> None:
     torch.manual_seed(0)
     method = fcmae.create_method("fcmae", backbone="convnextv2_atto", image_size=96, **SMALL)
-    images = torch.randn(2, 3, 3, 3).repeat_interleave(32, 2).repeat_interleave(32, 3)
-    images = images * torch.linspace(-1, 1, 96)
-    visible = torch.zeros(2, 3, 3, dtype=torch.bool)
-    visible[:, ::2, ::2] = True
-    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(20):
-        loss = method(images, visible=visible).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
+    assert_overfits(method, grid=(3, 3), patch_size=32)
 
 
 def test_the_step_compiles_without_a_graph_break() -> None:

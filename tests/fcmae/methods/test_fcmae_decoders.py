@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from overfitting import assert_overfits
 from torch import nn
 
 import fcmae
@@ -66,18 +67,7 @@ def test_other_sizes_and_one_graph(decoder: str) -> None:
 def test_it_learns_a_batch(decoder: str) -> None:
     torch.manual_seed(0)
     method = fcmae.create_method("fcmae", backbone="convnextv2_atto", image_size=64, decoder=decoder, **SMALL)
-    images = torch.randn(2, 3, 2, 2).repeat_interleave(32, 2).repeat_interleave(32, 3)
-    images = images + torch.linspace(0, 1, 64)
-    ids = method.draw_visible_ids(images, torch.Generator().manual_seed(0))
-    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(60):
-        loss = method(images, visible_ids=ids).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
+    assert_overfits(method, grid=(2, 2), patch_size=32, steps=60, lr=3e-3)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

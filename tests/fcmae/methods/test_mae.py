@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mae_definition import mae
+from overfitting import assert_overfits
 from torch import Tensor, nn
 
 import fcmae
@@ -201,19 +202,7 @@ def test_initialisation_is_maes() -> None:
 
 def test_twenty_steps_overfit_one_batch() -> None:
     method = small_method()
-    images = torch.randn(2, 3, 4, 6).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    images = images * torch.linspace(-1, 1, 48)
-    visible = torch.zeros(2, 4, 6, dtype=torch.bool)
-    visible[:, ::2, ::2] = True
-    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(20):
-        loss = method(images, visible=visible).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
+    assert_overfits(method, grid=(4, 6), patch_size=8)
 
 
 def test_the_step_compiles_without_a_graph_break() -> None:

@@ -53,9 +53,12 @@ def test_masked_pixels_change_no_prediction(decoder: str) -> None:
 
 
 @pytest.mark.parametrize("decoder", ["transformer", "unet"])
-def test_other_sizes_and_one_graph(decoder: str) -> None:
-    method = small_method(decoder=decoder)
-    assert method(torch.randn(1, 3, 192, 96)).pred.shape == (1, 18, 3072)
+def test_images_of_other_sizes_go_through(decoder: str) -> None:
+    assert small_method(decoder=decoder)(torch.randn(1, 3, 192, 96)).pred.shape == (1, 18, 3072)
+
+
+def test_a_unets_step_compiles_as_one_graph() -> None:
+    method = small_method(decoder="unet")
     compiled = torch.compile(method, fullgraph=True, backend="aot_eager")
     images = torch.randn(2, 3, 128, 192)
     ids = method.draw_visible_ids(images)

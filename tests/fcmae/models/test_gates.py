@@ -180,11 +180,9 @@ def test_under_autocast_statistics_stay_finite() -> None:
         assert out.dtype == torch.float16 and bool(out.isfinite().all())
 
 
-@pytest.mark.parametrize("gating", ["cbam", "grn_standardise"])
-def test_a_step_compiles_as_one_graph(gating: str) -> None:
-    torch.compiler.reset()
+def test_a_step_compiles_as_one_graph() -> None:
     torch.manual_seed(0)
-    method = fcmae.create_method("fcmae", backbone="convnextv2_atto", image_size=64, gating=gating, **SMALL)
+    method = fcmae.create_method("fcmae", backbone="convnextv2_atto", image_size=64, gating="cbam", **SMALL)
     images = torch.randn(2, 3, 64, 64)
     ids = method.draw_visible_ids(images)
     compiled = torch.compile(method, fullgraph=True, backend="aot_eager")

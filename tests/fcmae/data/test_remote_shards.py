@@ -238,14 +238,33 @@ def test_expected_files_are_copied_in_the_background(folder: Path, server: Serve
     assert pickle.loads(pickle.dumps(files)).folder == files.folder
 
 
+def test_every_shard_is_expected_before_it_is_read(server: Server, tmp_path: Path, monkeypatch):
+    calls: list[tuple[str, str]] = []
+    for name in ("expect", "open"):
+        real = getattr(RemoteFiles, name)
+
+        def noted(self, url: str, *, size: int | None = None, name=name, real=real):
+            calls.append((name, url))
+            return real(self, url, size=size)
+
+        monkeypatch.setattr(RemoteFiles, name, noted)
+    batches(config_of(server.url, tmp_path / "cache", shuffle_buffer=1), batch_size=1, stop=12)
+    firsts = {url: calls.index(("expect", url)) for name, url in calls if name == "expect"}
+    assert len(firsts) == len(SHARDS)
+    assert all(calls.index(("open", url)) > first for url, first in firsts.items())
+    assert calls.index(("open", min(firsts, key=firsts.__getitem__))) < max(firsts.values())
+
+
 def test_a_copy_that_was_cut_off_is_made_anew(folder: Path, server: Server, tmp_path: Path):
     files = RemoteFiles(tmp_path / "cache", limit=10**9)
     url, size = f"{server.url}/{SHARDS[0]}", os.path.getsize(folder / SHARDS[0])
     files.open(url, size=size).close()
     (copy,) = files.folder.glob("*.copy")
     copy.write_bytes(b"")  # as after a crash of the machine
+    copy.with_suffix(".part").write_bytes(b"as after a kill")
     with files.open(url, size=size) as file:
         assert len(file.read()) == size and server.requests[SHARDS[0]] == 2
+    assert not list(files.folder.glob("*.part"))
 
 
 def test_a_cache_that_cannot_be_written_ends_in_one_line(server: Server, tmp_path: Path, monkeypatch):

@@ -220,13 +220,16 @@ def test_help_shows_docstrings_of_the_class_and_its_bases() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs(path: Path) -> None:
     """Each file loads, says its own command in its head, and holds differences from the defaults only."""
-    cls = FinetuneConfig if path.stem.endswith("finetune") else PretrainConfig
+    commands = {
+        "finetune": ("finetune", FinetuneConfig),
+        "probe": (f"probe runs/{path.stem[:-6]}", EvaluateConfig),
+    }
+    command, cls = commands.get(path.stem.rpartition("_")[2], ("pretrain", PretrainConfig))
     sections = yaml.safe_load(path.read_text())
     root = ["--data.root", "images"] if sections["data"].get("source") == "folder" else []
     config = to_dict(load_config(cls, ["--config", str(path), *root]))
-    command = "finetune" if cls is FinetuneConfig else "pretrain"
     assert f"fcmae {command} --config configs/{path.parent.name}/{path.name}" in path.read_text()
-    method = sections["model"].get("method")
+    method = sections.get("model", {}).get("method")
     defaults = to_dict(cls() if method is None else PretrainConfig(model=METHOD_CONFIGS[method]()))
     for section, fields in sections.items():
         for field in fields.keys() - {"source", "backbone", "method"}:  # what a run is made of is always said
@@ -243,3 +246,5 @@ def test_shipped_configs_are_there() -> None:
     assert names >= {"mae/vit_tiny_smoke", *(f"mae/vit_{size}_imagenet1k" for size in sizes)}
     finetunes = {"msn/vit_base_patch16", *(f"mae/vit_{size}" for size in sizes)}
     assert names >= {f"{name}_imagenet1k_finetune" for name in finetunes}
+    probes = {"convmae/convmae_base", *(f"mae/vit_{size}" for size in sizes)}
+    assert names >= {f"{name}_imagenet1k_probe" for name in probes}

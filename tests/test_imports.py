@@ -17,6 +17,7 @@ RANKS = {
     "errors": 0,
     "arguments": 1,
     "config": 1,
+    "machine": 1,
     "config_io": 2,
     "masking": 3,
     "data": 3,

@@ -3,19 +3,17 @@
 import dataclasses
 import json
 import os
-import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fcmae.ablation.spec import scans_folder
-from fcmae.bench.step import machine
 from fcmae.config import DataConfig, FinetuneConfig, PretrainConfig
 from fcmae.config_io import from_dict, to_dict
 from fcmae.data import write_scans
 from fcmae.errors import InputError
+from fcmae.machine import describe_machine
 
 RECORD = "ablation.json"
 """Beside a run's config.yaml: the machines it ran on, and why it failed."""
@@ -116,32 +114,6 @@ def note_failure(folder: Path, reason: str) -> None:
 
 def _record(folder: Path, **values: Any) -> None:
     write_whole(folder / RECORD, json.dumps(values, indent=1) + "\n")
-
-
-def describe_machine() -> str:
-    """The hardware, PyTorch, and this package's commit where it is a checkout."""
-    facts = machine()
-    hardware = facts.get("gpu") or f"{facts['processor']}, {facts['cores']} cores"
-    commit = _commit()
-    return f"{hardware}, torch {facts['torch']}" + (f", commit {commit}" if commit else "")
-
-
-def _commit() -> str | None:
-    here = Path(__file__)
-    if _git(here.parent, ["ls-files", "--error-unmatch", here.name]) is None:
-        return None  # installed, maybe below another project's checkout
-    commit = _git(here.parent, ["rev-parse", "--short=12", "HEAD"])
-    changed = _git(here.parent, ["status", "--porcelain", "--untracked-files=no"])
-    return f"{commit} with local changes" if changed else commit
-
-
-def _git(folder: Path, arguments: Iterable[str]) -> str | None:
-    """What git says in the folder; None: it refuses, or there is no git."""
-    try:
-        answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

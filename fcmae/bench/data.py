@@ -26,10 +26,10 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from fcmae.arguments import OptionParser
-from fcmae.bench.step import machine
 from fcmae.config import DataConfig, require
 from fcmae.data import decode_image, mean_std, open_dataset, pretrain_transform, training_batches
 from fcmae.errors import InputError
+from fcmae.machine import machine
 
 COMPARED = 8
 """Images whose pixels must agree before anything is timed."""

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fcmae.arguments import OptionParser
 from fcmae.bench.op_arms import MASKED_DENSE, Arm, Operation, operations
-from fcmae.bench.step import machine
 from fcmae.config import require
 from fcmae.errors import InputError
+from fcmae.machine import machine
 from fcmae.masking import count_visible, patch_grid, random_visible_ids
 from sparse_ops import (
     ActiveSites,

@@ -7,7 +7,6 @@ all of them alike. Times are medians; memory is the peak above what the process 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from fcmae.bench.arms import ARMS, StepSpec
 from fcmae.bench.convmae_arms import CONVMAE_ARMS, CONVMAE_STAGE_ARMS, STAGES
 from fcmae.config import require
 from fcmae.errors import InputError
+from fcmae.machine import machine
 from fcmae.masking import count_visible, patch_grid
 from fcmae.models import find_preset, require_name
 from sparse_ops import Backend
@@ -165,27 +165,6 @@ def format_table(results: list[dict[str, Any]]) -> str:
         )
         lines.append(f"{result['arm']:<20}" + "".join(f"{cell:>11}" for cell in cells))
     return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    facts: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version()}
-    facts["processor"] = _processor()
-    facts["cores"] = os.cpu_count()
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
 
 
 def main(argv: list[str]) -> int:

@@ -106,7 +106,7 @@ class GatedMlp(nn.Module):
     def forward(self, x: Image) -> Image:
         """C channels to C channels, any representation."""
         if self.gating != "grn":
-            return self._forward_composed(x)
+            return pointwise(self.fc2, self.hidden(x))
         return grn_mlp(
             x,
             (self.fc1.weight, self.fc1.bias),
@@ -117,11 +117,11 @@ class GatedMlp(nn.Module):
             backend=self.backend,
         )
 
-    def _forward_composed(self, x: Image) -> Image:
+    def hidden(self, x: Image) -> Image:
+        """What the second layer reads, mlp_ratio * C channels, behind the gate."""
         hidden = with_features(x, F.gelu(self.fc1(features_of(x))))
-        if self.gating in OWN_GATES:
-            hidden = self.get_submodule(self.gating)(hidden)
-        return pointwise(self.fc2, hidden)
+        gated = self.gating == "grn" or self.gating in OWN_GATES
+        return self.get_submodule(self.gating)(hidden) if gated else hidden
 
 
 class ConvNeXtV2Block(nn.Module):

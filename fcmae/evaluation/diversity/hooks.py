@@ -9,6 +9,7 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from fcmae.errors import InputError
+from fcmae.models.blocks import GatedMlp
 from fcmae.models.convmae import PointwiseConv2d
 
 
@@ -19,7 +20,8 @@ def observed(
     """While the network runs inside, `receive(name, features)` gets what each matching module reads.
 
     The features are [B, H, W, C], or of tokens [B, L, C]; to be used at once, since nothing else keeps them.
-    The network is in evaluation mode inside; its mode is put back.
+    The network is in evaluation mode inside; its mode is put back. Our ConvNeXt V2 runs an MLP as one
+    operation: what its `mlp.fc2` reads is computed once more from what `mlp` reads.
 
     Args:
         model: Any network.
@@ -39,12 +41,15 @@ def observed(
     def hook(name: str) -> Any:
         def take(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             ran.add(name)
-            receive(name, _sites_and_channels(module, inputs[0] if inputs else None, name, prefix_tokens))
+            read = inputs[0] if inputs else None
+            if isinstance(module, GatedMlp) and module is not chosen[name] and isinstance(read, Tensor):
+                module, read = chosen[name], module.hidden(read)
+            receive(name, _sites_and_channels(module, read, name, prefix_tokens))
 
         return take
 
     was_training = model.training
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in chosen.items()]
+    handles = [_that_runs(model, name).register_forward_pre_hook(hook(name)) for name in chosen]
     model.eval()
     try:
         yield
@@ -58,6 +63,12 @@ def observed(
             f"modules: expected modules that run, got {silent[0]} and {len(silent) - 1} more that do not. "
             "Choose others with --modules."
         )
+
+
+def _that_runs(model: nn.Module, name: str) -> nn.Module:
+    """The module `name`, or the MLP that uses its weights without calling it."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    return parent if isinstance(parent, GatedMlp) and name.endswith(".fc2") else model.get_submodule(name)
 
 
 def _sites_and_channels(module: nn.Module, features: object, name: str, prefix_tokens: int) -> Tensor:

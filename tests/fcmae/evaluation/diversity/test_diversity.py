@@ -188,6 +188,14 @@ def test_our_checkpoints_show_the_features_of_their_encoder(
     hidden = hidden.reshape(-1, hidden.shape[-1])
     assert (first.sites, first.channels) == tuple(hidden.shape)
     assert first.distance == pytest.approx(by_the_papers_loop(hidden), abs=1e-5)
+    # What a run that still trains looks at: the encoder itself, under the same names.
+    for layer, ours in zip(
+        (first, *others),
+        measure_diversity(encoder, [images], modules=EXPANSION, prefix_tokens=observed.prefix_tokens),
+        strict=True,
+    ):
+        assert ours.module == layer.module and (ours.sites, ours.channels) == (layer.sites, layer.channels)
+        assert ours.distance == pytest.approx(layer.distance, abs=1e-5)
 
 
 def test_modules_that_do_not_exist_or_run_are_refused():

@@ -208,6 +208,12 @@ def _reconstruct(argv: list[str]) -> int | None:
     return command.main(argv)
 
 
+def _report(argv: list[str]) -> int | None:
+    from fcmae.report.run import command
+
+    return command.main(argv)
+
+
 def _data(argv: list[str]) -> int | None:
     if argv[:1] == ["samples"]:
         from fcmae.downstream import samples
@@ -257,6 +263,7 @@ COMMANDS = {
     "diversity": Command("Compare how diverse the features of networks are.", _diversity),
     "convert": Command("Write a checkpoint's weights in another format, verified.", _convert),
     "reconstruct": Command("Draw what a pretrained model makes of masked images.", _reconstruct),
+    "report": Command("Write the page of a run, or one that compares several runs.", _report),
     "data": Command(
         "Describe a set of images (fcmae data stats), pack it into shards (shard), or write a few (samples).",
         _data,

@@ -1,5 +1,6 @@
 """Plots of a report, drawn in the page's colours (see `fcmae.report.page.figure`)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
 }
+# Of networks or runs, one after the other.
+_COLOURS, _LINES = (FIRST, SECOND, INK, MUTED), ("-", "--", ":", "-.")
 
 
 @contextmanager
@@ -139,7 +142,55 @@ def shares(names: Sequence[str], values: Sequence[float]) -> Figure:
     return figure
 
 
-_COLOURS, _LINES = (FIRST, SECOND, INK, MUTED), ("-", "--", ":", "-.")
+_POINTS = 240
+"""Of a long curve: about half as many as pixels of a plot's width."""
+
+
+def histories(
+    curves: Sequence[tuple[str, Sequence[int], Sequence[float]]],
+    *,
+    label: str,
+    logarithmic: bool = False,
+    from_zero: bool = False,
+) -> Figure:
+    """A logged value over the optimiser steps, one line a run.
+
+    A long curve is drawn through the means of equal stretches; of a single one the smallest and the largest
+    value of each stretch bound a pale band.
+
+    Args:
+        curves: (name, steps, values) of each run.
+        label: Of the values.
+        logarithmic: The scale, where all values are positive and over ten times apart.
+        from_zero: Whether the scale begins there.
+    """
+    with _plot(2.9) as (figure, axes):
+        for place, (name, steps, values) in enumerate(curves):
+            reach = math.ceil(len(values) / _POINTS)
+            stretches = [slice(first, first + reach) for first in range(0, len(values), reach)]
+            at = [mean(steps[stretch]) for stretch in stretches]
+            style: dict[str, Any] = {
+                "color": _COLOURS[place % len(_COLOURS)],
+                "linestyle": _LINES[place // len(_COLOURS) % len(_LINES)],
+                "marker": "o" if len(at) == 1 else None,
+            }
+            if len(curves) == 1 and reach > 1:
+                low = [min(values[stretch]) for stretch in stretches]
+                high = [max(values[stretch]) for stretch in stretches]
+                axes.fill_between(at, low, high, color=style["color"], alpha=0.25, linewidth=0)
+            means = [mean(values[stretch]) for stretch in stretches]
+            axes.plot(at, means, label=name, markersize=4, linewidth=1.5, **style)
+        low, high = (end(value for _, _, values in curves for value in values) for end in (min, max))
+        if logarithmic and low > 0 and high > 10 * low:
+            axes.set_yscale("log")
+        elif from_zero:
+            axes.set_ylim(0, 1.08 * high or 1)
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel(label)
+        axes.set_xlim(left=0)
+        if len(curves) > 1:
+            axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    return figure
 
 
 def layer_curves(series: Sequence[tuple[str, Sequence[float]]], *, label: str) -> Figure:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -87,6 +88,26 @@ def hide_masked(images: Tensor, visible: Tensor, patch_size: int) -> Tensor:
     """Return images in [0, 1], [B, C, H, W], with their masked patches painted grey."""
     grey = torch.full_like(images, MASKED_GREY)
     return torch.where(pixels_of(visible, patch_size), images, grey)
+
+
+GAP = 2
+"""White pixels between the pictures of a sheet."""
+
+
+def sheet(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of pictures, each uint8 [B, H, W, 3], as one picture with their very pixels."""
+    padded = [F.pad(row, (0, 0, 0, GAP, 0, GAP), value=255) for row in rows]
+    lines = [torch.cat(list(row), dim=1) for row in padded]
+    return torch.cat(lines)[:-GAP, :-GAP].contiguous()
+
+
+def rows_of(sheet: Tensor, *, rows: int, count: int) -> list[Tensor]:
+    """The rows of `count` pictures that a sheet was made of, uint8 [count, H, W, 3] each."""
+    padded = F.pad(sheet, (0, 0, 0, GAP, 0, GAP))
+    return [
+        torch.stack([picture[:-GAP, :-GAP] for picture in line.chunk(count, dim=1)])
+        for line in padded.chunk(rows)
+    ]
 
 
 def save_rows(path: Path, rows: Sequence[tuple[str, Tensor]], *, titles: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from fcmae.config import (
     FinetuneConfig,
     FinetuneTrainConfig,
     PretrainConfig,
-    TrainConfig,
+    PretrainTrainConfig,
 )
 from fcmae.data import write_scans
 from fcmae.report.samples import read_events
@@ -55,7 +55,7 @@ def test_the_demo_starts_anew_and_writes_its_page(tmp_path: Path, capsys: pytest
     pretraining = PretrainConfig(
         data=DATA,
         model=FCMAEConfig(backbone="convnextv2_atto", decoder_dim=8),
-        train=TrainConfig(steps=2, batch_size=4, log_every=1, warmup_steps=0),
+        train=PretrainTrainConfig(steps=2, batch_size=4, log_every=1, warmup_steps=0),
     )
     finetuning = FinetuneConfig(
         data=DATA,

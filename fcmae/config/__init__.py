@@ -37,7 +37,7 @@ from fcmae.config.model import (
 )
 from fcmae.config.msn import MSNConfig
 from fcmae.config.runs import FinetuneConfig, PretrainConfig, RunConfig
-from fcmae.config.train import FinetuneTrainConfig, TrainConfig
+from fcmae.config.train import FinetuneTrainConfig, PretrainTrainConfig, TrainConfig
 
 __all__ = [
     "DECODERS",
@@ -72,6 +72,7 @@ __all__ = [
     "PartialConfig",
     "PixelConfig",
     "PretrainConfig",
+    "PretrainTrainConfig",
     "ProbeConfig",
     "PyramidConfig",
     "RunConfig",

@@ -6,7 +6,7 @@ from typing import Literal
 from fcmae.config.checks import require
 from fcmae.config.data import DataConfig
 from fcmae.config.model import ClassifierConfig, FCMAEConfig, ModelConfig
-from fcmae.config.train import FinetuneTrainConfig, TrainConfig
+from fcmae.config.train import FinetuneTrainConfig, PretrainTrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class RunConfig:
     """Where a run's files go, and on what it runs."""
 
     dir: str = "runs/default"
-    """Run folder: config.yaml, log.jsonl, tensorboard/, checkpoints/, reconstructions/."""
+    """Run folder: config.yaml, log.jsonl, tensorboard/, checkpoints/, reconstructions/, report.html."""
     accelerator: str = "auto"
     """Lightning Fabric's name of the hardware: auto, cpu, cuda, mps."""
     devices: int = 1
@@ -26,6 +26,13 @@ class RunConfig:
     over the processes (FSDP2); checkpoints stay the same."""
     timeout: float = 600.0
     """Seconds that a process waits for the others before it takes them for lost."""
+    loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where numbers and pictures are shown, besides log.jsonl. wandb and trackio are extras of this package;
+    `WANDB_MODE=offline` and `wandb offline` keep wandb off the network, trackio stays on this machine."""
+    project: str = "fcmae"
+    """What wandb and trackio file the run under."""
+    report: bool = True
+    """Write report.html when the run ends; `fcmae report` writes it at any time."""
 
     def __post_init__(self) -> None:
         for name in ("devices", "nodes"):
@@ -40,10 +47,24 @@ class PretrainConfig:
 
     data: DataConfig = field(default_factory=lambda: DataConfig(source="digits"))
     model: ModelConfig = field(default_factory=FCMAEConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: PretrainTrainConfig = field(default_factory=PretrainTrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = "auto"
     """`auto`: go on from the newest good checkpoint of `run.dir`, or start; `none`: start; or a file."""
+
+    def __post_init__(self) -> None:
+        every, method = self.train.reconstruct_every, self.model.method
+        require(
+            every == 0 or method != "msn",
+            f"train.reconstruct_every: expected 0 for msn, which paints no pixels, got {every}. "
+            "train.diversity_every watches its features.",
+        )
+        looks = max(every, self.train.diversity_every)
+        require(
+            looks == 0 or self.run.strategy != "fsdp",
+            "train.reconstruct_every and train.diversity_every: expected 0 with run.strategy=fsdp, where no "
+            f"process holds the network, got {looks}. fcmae reconstruct and diversity read its checkpoints.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

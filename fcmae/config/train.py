@@ -82,6 +82,23 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainTrainConfig(TrainConfig):
+    """The optimiser of pretraining, and how often one looks at it."""
+
+    reconstruct_every: int = 0
+    """Steps between pictures of what is painted into eight fixed images; 0: none. FCMAE, ConvMAE, MAE."""
+    diversity_every: int = 0
+    """Steps between looks at how different the channels of four layers are (feature cosine distance), on
+    eight fixed images; 0: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("reconstruct_every", "diversity_every"):
+            value = getattr(self, name)
+            require(value >= 0, f"train.{name}: expected 0 or more, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneTrainConfig(TrainConfig):
     """The optimiser and the regularisation of fine-tuning; defaults are ConvNeXt V2-Tiny's on ImageNet-1K."""
 

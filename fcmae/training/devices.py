@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 
 from fcmae.config import RunConfig, TrainConfig
 from fcmae.errors import InputError
+from fcmae.training.logs import require_loggers
 from fcmae.training.sharding import shard
 
 
@@ -40,9 +41,10 @@ def launch_fabric(run: RunConfig, train: TrainConfig) -> Fabric:
     """The launched Fabric of a run: its devices, its processes and its precision.
 
     Raises:
-        InputError: the accelerator's name is unknown, this machine lacks it or that many of it, or other
-            numbers of processes were started than configured.
+        InputError: the accelerator's name is unknown, this machine lacks it or that many of it, other
+            numbers of processes were started than configured, or a logger is not installed.
     """
+    require_loggers(run.loggers)
     known = (*ACCELERATOR_REGISTRY.available_accelerators(), "auto")
     if run.accelerator not in known:
         raise InputError(

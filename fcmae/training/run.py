@@ -1,8 +1,11 @@
 """What every run does before the first step and after the last one."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,10 +17,12 @@ from fcmae.config import PixelConfig, RunConfig, TrainConfig
 from fcmae.config_io import save_config, to_dict
 from fcmae.data import Batch, ImageDataset, Loaded, training_batches
 from fcmae.errors import InputError, Stopped
+from fcmae.machine import machine, source_commit
+from fcmae.report.run import PAGE, read_run, write_run_page
 from fcmae.training.checkpoints import Start
 from fcmae.training.devices import started_by_fabric
 from fcmae.training.interrupt import process_lost
-from fcmae.training.logs import RunLog, peak_memory_mb
+from fcmae.training.logs import RunLog, open_boards, peak_memory_mb
 
 Images = TypeVar("Images")
 
@@ -81,7 +86,13 @@ def open_run(
     began, run_dir = time.perf_counter(), Path(config.run.dir)
     # Every process has read the checkpoint by now: the first one may begin to write.
     fabric.barrier()
-    with RunLog(run_dir, start=start.step, steps=config.train.steps, rank=fabric.global_rank) as log:
+    boards = partial(open_boards, config.run, start=start.step, config=to_dict(config))
+    with (
+        _page_behind(fabric, config.run),
+        RunLog(
+            run_dir, start=start.step, steps=config.train.steps, rank=fabric.global_rank, boards=boards
+        ) as log,
+    ):
         if fabric.is_global_zero:
             _save_config(config, run_dir / "config.yaml")
         log.say(yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -100,6 +111,7 @@ def open_run(
             device=str(fabric.device),
             devices=fabric.world_size,
             resumed=None if start.path is None else str(start.path),
+            **(_place() if fabric.is_global_zero else {}),
         )
         log.say(
             f"{parameters / 1e6:.2f} M parameters on {fabric.world_size} x {fabric.device}, {images} images, "
@@ -121,6 +133,32 @@ def open_run(
             if lost is None:
                 raise
             raise lost from error
+
+
+def _place() -> dict[str, Any]:
+    """When, on what and by which code a run begins."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"time": now, **machine(), "commit": source_commit()}
+
+
+@contextmanager
+def _page_behind(fabric: Fabric, run: RunConfig) -> Iterator[None]:
+    """Write the run's page when it is through, was stopped or failed, from what its log says by then."""
+    try:
+        yield
+    except Exception:  # an interrupt wants to leave at once
+        _write_page(fabric, run)
+        raise
+    _write_page(fabric, run)
+
+
+def _write_page(fabric: Fabric, run: RunConfig) -> None:
+    if not (fabric.is_global_zero and run.report):
+        return
+    try:
+        write_run_page(Path(run.dir, PAGE), read_run(run.dir))
+    except (InputError, OSError) as error:  # the run itself has ended, and said how
+        print(f"no {PAGE}: {error}", file=sys.stderr)
 
 
 def _other_batches(start: Start, config: Mapping[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from fcmae.config import (
     FCMAEConfig,
     FinetuneConfig,
     PretrainConfig,
-    TrainConfig,
+    PretrainTrainConfig,
 )
 from fcmae.config_io import config_help, from_dict, load_config, save_config, to_dict
 from fcmae.errors import InputError
@@ -66,7 +66,7 @@ resume: none
     assert config == PretrainConfig(
         data=DataConfig(root="7", crop_scale=(0.5, 1.0), image_size=(96, 128), flip=False),
         model=FCMAEConfig(depths=(1, 1, 2, 1), init="002"),
-        train=TrainConfig(base_lr=1e-3, steps=7, seed=2, clip_grad=5.0),
+        train=PretrainTrainConfig(base_lr=1e-3, steps=7, seed=2, clip_grad=5.0),
         resume="none",
     )
 

@@ -6,11 +6,8 @@ from pathlib import Path
 
 from fcmae.arguments import OptionParser
 from fcmae.errors import InputError
-from fcmae.report.run.page import write_run_page, write_runs_page
+from fcmae.report.run.page import PAGE, write_run_page, write_runs_page
 from fcmae.report.run.record import names_of, read_run
-
-PAGE = "report.html"
-"""In the run's folder."""
 
 
 def build_parser() -> argparse.ArgumentParser:

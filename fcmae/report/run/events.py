@@ -11,6 +11,7 @@ _NUMBERS_ONLY = ("train", "eval", "diversity", "reconstruction")
 
 def _started(event: Event) -> str:
     where = f"on {event.get('devices', 1)} x {event.get('device', '?')}"
+    where += f" at {event['time']}" if "time" in event else ""
     resumed = event.get("resumed")
     return f"started {where}" if resumed is None else f"resumed from {resumed}, {where}"
 

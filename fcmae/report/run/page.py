@@ -12,6 +12,9 @@ from fcmae.report.run.events import counts, events_of, outcome, places
 from fcmae.report.run.pictures import latest_pictures, pictures_over_time
 from fcmae.report.run.record import Curve, RunRecord
 
+PAGE = "report.html"
+"""In the run's folder."""
+
 _LABELS = {
     "loss": "loss",
     "lr": "learning rate",

@@ -15,15 +15,17 @@ from fcmae.config import (
     FinetuneConfig,
     FinetuneTrainConfig,
     PretrainConfig,
+    PretrainTrainConfig,
     RunConfig,
-    TrainConfig,
 )
 
 DATA = DataConfig(source="digits", image_size=64, workers=0)
 MODEL = FCMAEConfig(
     backbone="convnextv2_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), decoder_dim=16, drop_path=0.2
 )
-TRAIN = TrainConfig(steps=6, batch_size=4, warmup_steps=2, base_lr=0.05, checkpoint_every=2, log_every=1)
+TRAIN = PretrainTrainConfig(
+    steps=6, batch_size=4, warmup_steps=2, base_lr=0.05, checkpoint_every=2, log_every=1
+)
 FINETUNE_TRAIN = FinetuneTrainConfig(
     steps=6,
     batch_size=4,
@@ -65,7 +67,7 @@ def pretrain_config(tmp_path: Path) -> PretrainFactory:
             data=replace(DATA, **dict(data)),
             model=replace(MODEL, **dict(model)),
             train=replace(TRAIN, **train),
-            run=RunConfig(dir=str(tmp_path / name), accelerator="cpu"),
+            run=RunConfig(dir=str(tmp_path / name), accelerator="cpu", report=False),
             resume=resume,
         )
 
@@ -83,7 +85,7 @@ def finetune_config(tmp_path: Path) -> FinetuneFactory:
             data=replace(DATA, **{"labels_per_class": 3, **dict(data)}),
             model=replace(ClassifierConfig(backbone="convnextv2_atto", drop_path=0.2), **dict(model)),
             train=replace(FINETUNE_TRAIN, **train),
-            run=RunConfig(dir=str(tmp_path / name), accelerator="cpu"),
+            run=RunConfig(dir=str(tmp_path / name), accelerator="cpu", report=False),
             resume=resume,
         )
 

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from PIL import Image
 
 from fcmae.errors import InputError
-from fcmae.training.logs import RunLog, peak_memory_mb
+from fcmae.training.logs import RunLog, TensorBoard, peak_memory_mb
 
 
 def lines(run_dir: Path) -> list[dict]:
@@ -36,36 +37,31 @@ def test_resuming_drops_what_will_be_written_again_and_a_line_cut_off(tmp_path: 
     assert [(line["event"], line["step"]) for line in lines(tmp_path)] == [
         ("start", 0), ("train", 1), ("train", 2), ("non_finite", 4), ("train", 3)
     ]  # fmt: skip
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "tensorboard"]
-
-
-def test_tensorboard_has_the_curve_once(tmp_path: Path):
-    for start, loss in ((0, 1.0), (1, 2.0)):
-        with RunLog(tmp_path, start=start, steps=3) as log:
-            for step in range(start + 1, 4):
-                log.write("train", step=step, loss=loss, note="not a number")
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [
-        (1, 1.0),
-        (2, 2.0),
-        (3, 2.0),
-    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_other_processes_keep_to_their_own_file(tmp_path: Path):
-    with RunLog(tmp_path, start=0, steps=1, rank=1) as log:
+    with RunLog(tmp_path, start=0, steps=1, rank=1, boards=lambda: [TensorBoard(tmp_path, start=0)]) as log:
         log.write("bad_image", step=1, name="x.png")
     assert [path.name for path in tmp_path.iterdir()] == ["log-rank1.jsonl"]
 
 
-def test_works_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with RunLog(tmp_path, start=0, steps=3) as log:
-        log.say("hello")
-        for step in range(3):
-            log.advance(loss=1 / (step + 1))
-    shown = capsys.readouterr()
-    assert "hello" in shown.out
-    assert "3/3" in shown.err and "loss=0.3333" in shown.err
+def test_a_picture_is_a_file_and_a_line(tmp_path: Path):
+    picture = torch.randint(0, 256, (5, 7, 3), dtype=torch.uint8)
+    with RunLog(tmp_path, start=0, steps=9) as log:
+        log.picture("reconstruction", picture, step=3, names=["a.png"])
+    file = "reconstructions/step_00000003.png"
+    assert lines(tmp_path) == [{"event": "reconstruction", "step": 3, "file": file, "names": ["a.png"]}]
+    with Image.open(tmp_path / file) as image:
+        assert torch.equal(torch.from_numpy(np.array(image)), picture)
+    assert [path.name for path in (tmp_path / "reconstructions").iterdir()] == ["step_00000003.png"]
+
+
+def test_a_picture_on_a_full_disk_is_one_line(tmp_path: Path):
+    with RunLog(tmp_path, start=0, steps=9) as log:
+        (tmp_path / "reconstructions").write_text("a file in the folder's place")
+        with pytest.raises(InputError, match=r"run\.dir: expected to write .*step_00000003\.png"):
+            log.picture("reconstruction", torch.zeros(2, 2, 3, dtype=torch.uint8), step=3)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path):

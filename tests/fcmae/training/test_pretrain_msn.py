@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_runs import Interruption, assert_same_tensors, events, interrupt_after, last_state
 
-from fcmae.config import DataConfig, MSNConfig, PretrainConfig, RunConfig, TrainConfig
+from fcmae.config import DataConfig, MSNConfig, PretrainConfig, PretrainTrainConfig, RunConfig
 from fcmae.data import open_dataset
 from fcmae.errors import InputError
 from fcmae.training import pretrain as pretraining
@@ -29,7 +29,7 @@ MODEL = MSNConfig(
     hidden_dim=16,
     output_dim=8,
 )
-TRAIN = TrainConfig(
+TRAIN = PretrainTrainConfig(
     steps=6,
     batch_size=4,
     accumulate=2,

@@ -214,14 +214,30 @@ class BadImages:
             yield batch
 
 
-COLLAPSE_BOUNDS = {"embedding_std": 0.01, "prototypes_in_use": 1.0, "prototype_share": 0.125}
-"""What a method that compares views logs -> the value that, or less than which, is a collapse.
+COLLAPSE_BOUNDS = {
+    "embedding_std": 0.01,
+    "prototypes_in_use": 1.0,
+    "prototype_share": 0.125,
+    "feature_distance": 0.01,
+}
+"""What the log says -> the value that, or less than which, is a collapse.
 
 At a spread of 0.01 the encoder's vectors lie half a degree from their mean; small networks on digits learn at
 0.06 to 0.9. One prototype in use means that all images are taken for the same. At an eighth of the prototypes
 that the batch could use (they learn at 0.36 and more) nearly all are: the head's BatchNorm keeps a collapse
 from ending at one.
+
+The feature distance is the mean cosine distance of a layer's channels, the smallest of a few layers. At
+0.01 the sum of C unit vectors is 0.99 C long (`fcmae.evaluation.diversity.cosine_distance`): they lie 8
+degrees from their mean, so all channels of that layer draw the same map.
 """
+_ADVICE = {
+    "feature_distance": "The channels of a layer say the same: lower train.base_lr, keep GRN in ConvNeXt."
+}
+_COMPARED = (
+    "The encoder no longer tells images apart: raise model.me_max_weight, set model.sinkhorn_iterations=3 or "
+    "lower train.base_lr."
+)
 
 
 class CollapseGuard:
@@ -248,6 +264,5 @@ class CollapseGuard:
                 self._log.write("collapse", step=step, of=name, value=value, bound=bound)
                 self._log.say(
                     f"collapse at step {step}: {name} was at most {bound:g} in {self._lines} log lines, now "
-                    f"{value:.3g}. The encoder no longer tells images apart: raise "
-                    "model.me_max_weight, set model.sinkhorn_iterations=3 or lower train.base_lr."
+                    f"{value:.3g}. {_ADVICE.get(name, _COMPARED)}"
                 )

@@ -1,6 +1,6 @@
 """Pretraining: masked images in, an encoder out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from fcmae.masking import BatchPart
 from fcmae.methods import Method, from_config
 from fcmae.training.checkpoints import find_start
 from fcmae.training.devices import LossOf, launch_fabric
-from fcmae.training.loop import Task, train
+from fcmae.training.loop import Event, Task, train
 from fcmae.training.run import batches_of
 from fcmae.training.seeding import mask_generator, seed_draws
+from fcmae.training.watch import Watch
 
 
 class Pretraining(Task):
@@ -23,12 +24,13 @@ class Pretraining(Task):
     Args:
         method: As `fcmae.create_method` returns it.
         settings: Of the run.
+        events: In the order of their calls.
     """
 
     kind = "pretrain"
 
-    def __init__(self, method: Method, settings: TrainConfig) -> None:
-        super().__init__(method, network=LossOf(method))
+    def __init__(self, method: Method, settings: TrainConfig, events: Sequence[Event] = ()) -> None:
+        super().__init__(method, network=LossOf(method), events=events)
         self._method, self._settings = method, settings
 
     def loss(
@@ -59,7 +61,7 @@ def pretrain(config: PretrainConfig) -> Path:
     Args:
         config: Images, method, optimiser and run folder; see `fcmae.config`.
     Returns:
-        `config.run.dir`, with config.yaml, log.jsonl, tensorboard/ and checkpoints/.
+        `config.run.dir`, with config.yaml, log.jsonl, report.html, tensorboard/ and checkpoints/.
     Raises:
         InputError: something of the user's cannot be used, a loss was not finite, too many images were
             unreadable, or the disk is full. The last good checkpoint is kept.
@@ -78,5 +80,6 @@ def pretrain(config: PretrainConfig) -> Path:
         start=start,
         repeats=config.data.repeats,
     )
-    train(Pretraining(method, config.train), batches, config, fabric=fabric, start=start, images=len(dataset))
+    task = Pretraining(method, config.train, Watch(method, dataset, config).events())
+    train(task, batches, config, fabric=fabric, start=start, images=len(dataset))
     return Path(config.run.dir)

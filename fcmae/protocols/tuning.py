@@ -28,9 +28,10 @@ from fcmae.evaluation.table import Score
 from fcmae.models import PRESETS, ConvMAEEncoder, ViTEncoder
 from fcmae.training.finetune import finetune
 from fcmae.training.freezing import require_blocks
+from fcmae.training.run import LOADING
 
-# Fields that change no weight: where things lie, and how images are loaded.
-_PLACES = ("root", "val_root", "labels", "workers", "timeout", "max_bad_images")
+# Fields of the data that change no weight: which images they are, the splits' keys tell.
+_PLACES = ("root", "val_root", "labels", *LOADING)
 # A recipe's own images, of which it often names the folder on the command line only, are not opened.
 _NO_IMAGES = ("--data.source=digits", "--data.root=null", "--data.val_root=null", "--data.labels=null")
 

@@ -26,7 +26,7 @@ from fcmae.training.logs import RunLog, open_boards, peak_memory_mb
 
 Images = TypeVar("Images")
 
-_LOADING = ("workers", "timeout", "max_bad_images", "cache_dir", "cache_gb")
+LOADING = ("workers", "timeout", "max_bad_images", "cache_dir", "cache_gb")
 """Fields of the data that change no image of any batch."""
 
 
@@ -178,7 +178,7 @@ def _other_batches(start: Start, config: Mapping[str, Any]) -> Iterator[str]:
             "do not"
         )
     saved = start.state["config"]
-    fields = [("train", "seed"), *(("data", name) for name in config["data"] if name not in _LOADING)]
+    fields = [("train", "seed"), *(("data", name) for name in config["data"] if name not in LOADING)]
     changed = [
         f"{section}.{name} = {config[section][name]}, before {saved[section][name]}"
         for section, name in fields

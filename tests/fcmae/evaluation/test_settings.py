@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_evaluate_command import MODELS, save_run
+from encoder_runs import MODELS, save_run
 
 from fcmae import cli
 from fcmae.config import ClassifierConfig, DataConfig, FinetuneConfig

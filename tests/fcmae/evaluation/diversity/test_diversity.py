@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from test_evaluate_command import MODELS, RUN, save_run
+from encoder_runs import MODELS, RUN, save_run
 from torch import nn
 
 from fcmae import cli

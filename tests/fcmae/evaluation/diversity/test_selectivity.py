@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_evaluate_command import MODELS, save_run
+from encoder_runs import MODELS, save_run
 from torch import nn
 
 from fcmae import cli

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_evaluate_command import MODELS, save_run
+from encoder_runs import MODELS, save_run
 from torch import nn
 
 from fcmae.config import DataConfig, EvaluateConfig, ProbeConfig

@@ -6,22 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from encoder_runs import MODELS, RUN, save_run
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from fcmae import cli
 from fcmae.config import (
-    ConvMAEConfig,
     DataConfig,
     EvaluateConfig,
-    FCMAEConfig,
     LowShotConfig,
-    MAEConfig,
-    ModelConfig,
-    MSNConfig,
-    PretrainConfig,
 )
-from fcmae.config_io import to_dict
 from fcmae.convert import convert_weights
 from fcmae.data import eval_transform, evaluation_batches
 from fcmae.errors import InputError
@@ -29,67 +23,9 @@ from fcmae.evaluation.encoders import load_encoder
 from fcmae.evaluation.features import open_split
 from fcmae.evaluation.frozen.knn import embed_images
 from fcmae.evaluation.frozen.score import shuffle_labels
-from fcmae.methods import MSN, Method, from_config
+from fcmae.methods import MSN
 from fcmae.models import create_backbone
 from fcmae.protocols.evaluate import evaluate
-from fcmae.training.checkpoints import save_checkpoint
-
-MODELS: dict[str, ModelConfig] = {
-    "convnextv2": FCMAEConfig(
-        backbone="convnextv2_atto",
-        depths=(1, 1, 1, 1),
-        dims=(4, 4, 8, 8),
-        decoder_dim=8,
-        stem_stride=1,
-        patch_size=8,
-    ),
-    "convmae": ConvMAEConfig(
-        backbone="convmae_small",
-        depths=(1, 1, 1),
-        dims=(4, 4, 8),
-        num_heads=2,
-        decoder_dim=8,
-        decoder_depth=1,
-        decoder_heads=1,
-    ),
-    "vit": MAEConfig(
-        backbone="vit_tiny_patch8",
-        depths=(1,),
-        dims=(8,),
-        num_heads=2,
-        decoder_dim=8,
-        decoder_depth=1,
-        decoder_heads=1,
-    ),
-    "msn": MSNConfig(
-        backbone="vit_tiny_patch8",
-        depths=(1,),
-        dims=(8,),
-        num_heads=2,
-        focal_views=1,
-        focal_size=16,
-        prototypes=8,
-        hidden_dim=8,
-        output_dim=4,
-    ),
-}
-
-
-def save_run(folder: Path, model: ModelConfig, data: DataConfig) -> Method:
-    """A run's folder as pretraining leaves it, and its method; MSN's two networks differ."""
-    torch.manual_seed(1)
-    method = from_config(model, data)
-    if isinstance(method, MSN):
-        for weight in method.encoder.parameters():
-            torch.nn.init.normal_(weight)
-    config = to_dict(PretrainConfig(data=data, model=model))
-    state = {"kind": "pretrain", "config": config, "model": method.state_dict()}
-    save_checkpoint(folder / "checkpoints", state, step=1, keep=1)
-    return method
-
-
-RUN = "run"
-"""In the arguments of a test: a saved run."""
 
 
 def config_for(data: DataConfig, tmp_path: Path, **options) -> EvaluateConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_evaluate_command import MODELS, save_run
+from encoder_runs import MODELS, save_run
 
 from fcmae import cli
 from fcmae.config import (

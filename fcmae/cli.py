@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _refuse(" ".join(str(error).split()))
     except Stopped as stop:
-        print(f"fcmae: {stop} The same command with --resume=auto goes on.", file=sys.stderr)
+        again = "" if arguments[0] == "evaluate" else " with --resume=auto"  # whose runs always go on
+        print(f"fcmae: {stop} The same command{again} goes on.", file=sys.stderr)
         return 130 if stop.request == "SIGINT" else EXIT_STOPPED
     except ProcessLostError as error:
         print(f"fcmae: {error}", file=sys.stderr)

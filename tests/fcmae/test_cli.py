@@ -9,7 +9,7 @@ import pytest
 
 from fcmae import cli
 from fcmae.config import FinetuneConfig, PretrainConfig
-from fcmae.errors import InputError
+from fcmae.errors import InputError, Stopped
 from sparse_ops import BackendUnavailableError
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +132,20 @@ def test_interrupt_says_what_is_kept(
     assert cli.main(["pretrain", f"--run.dir={tmp_path}"]) == 130
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and f"checkpoints in {folder} are kept" in line and "--resume=auto" in line
+
+
+@pytest.mark.parametrize(("command", "again"), [("pretrain", " with --resume=auto"), ("evaluate", "")])
+def test_a_stopped_run_says_how_it_goes_on(
+    command: str, again: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = Stopped("SIGTERM", step=3)
+    if command == "pretrain":
+        stand_in(monkeypatch, "fcmae.training.pretrain", "pretrain", stop)
+    else:  # a fine-tuning run inside it
+        monkeypatch.setattr("fcmae.protocols.evaluate.evaluate", lambda *_: (_ for _ in ()).throw(stop))
+    assert cli.main([command]) == cli.EXIT_STOPPED
+    message = f"fcmae: SIGTERM: stopped and saved after step 3. The same command{again} goes on.\n"
+    assert capsys.readouterr().err == message
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from fcmae.config.checks import check_range, require
 
-Schedule = Literal["cosine", "linear"]
+Schedule = Literal["cosine", "linear", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,10 @@ class TrainConfig:
     min_lr: float = 0.0
     """Learning rate at the last step."""
     schedule: Schedule = "cosine"
-    """How the learning rate falls behind the warm-up: half a cosine, or a line (`poly` of power 1)."""
+    """How the learning rate falls behind the warm-up: half a cosine, a line (`poly` of power 1), or to a
+    tenth at each of `milestones`."""
+    milestones: tuple[float, ...] = (0.75, 11 / 12)
+    """Of `steps`: shares of the run, warm-up included (Mask R-CNN's 36 epochs: after 27 and 33)."""
     warmup_steps: int = 12_500
     """Steps of linear warm-up (the paper: 40 epochs of 800); a shorter run stays in its warm-up."""
     schedule_stretch: float = 1.0
@@ -70,6 +73,10 @@ class TrainConfig:
             f"train.max_skipped_steps: expected 0 or more, got {self.max_skipped_steps}.",
         )
         require(self.base_lr > 0, f"train.base_lr: expected a positive rate, got {self.base_lr:g}.")
+        require(
+            all(0 < share < 1 for share in self.milestones),
+            f"train.milestones: expected shares between 0 and 1, got {self.milestones}.",
+        )
         require(
             self.schedule_stretch >= 1,
             f"train.schedule_stretch: expected at least 1, got {self.schedule_stretch:g}.",

@@ -30,14 +30,18 @@ def learning_rate(
     steps: int,
     start: float = 0.0,
     schedule: Schedule = "cosine",
+    milestones: tuple[float, ...] = (),
 ) -> float:
     """The learning rate of optimiser step `step` (counted from 0).
 
     Linear warm-up from `start` reaches `peak` at step warmup_steps - 1; half a cosine, or a line, falls from
-    there to `minimum` at the last step.
+    there to `minimum` at the last step. By "steps" it falls to a tenth at each of `milestones`, shares of
+    `steps`, and `minimum` does not count.
     """
     if step < warmup_steps:
         return start + (peak - start) * (step + 1) / warmup_steps
+    if schedule == "steps":
+        return peak * 0.1 ** sum(step >= share * steps for share in milestones)
     return _fall(step - warmup_steps, steps - warmup_steps, first=peak, last=minimum, schedule=schedule)
 
 
@@ -64,6 +68,7 @@ def follow_schedules(
         steps=steps,
         start=train.start_lr,
         schedule=train.schedule,
+        milestones=train.milestones,
     )
     set_learning_rate(optimizer, lr)
     if train.final_weight_decay is not None:

@@ -35,6 +35,19 @@ def test_schedule_values():
     assert rate[11] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.7)))
 
 
+def test_schedule_falls_by_steps():
+    rate = [
+        learning_rate(
+            step, peak=1.0, minimum=0.2, warmup_steps=2, steps=8, schedule="steps", milestones=(0.5, 0.75)
+        )
+        for step in range(8)
+    ]
+    assert rate == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+    train = TrainConfig(steps=8, warmup_steps=2, schedule="steps", milestones=(0.5,), base_lr=64.0)
+    optimizer = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(1))], "lr_scale": 1.0}])
+    assert follow_schedules(optimizer, train, step=4, devices=1) == pytest.approx(1.6)
+
+
 def test_schedule_falls_along_a_line():
     rate = [
         learning_rate(step, peak=1.0, minimum=0.2, warmup_steps=2, steps=7, schedule="linear")

@@ -13,6 +13,10 @@ EXIT_STOPPED = 75
 """A run was told to stop and has saved, or lost a process: EX_TEMPFAIL, for a scheduler to start it again."""
 
 
+_EXTRAS = {"faster_coco_eval": "downstream"}
+"""Packages that some commands need -> the extra that brings them."""
+
+
 class Command(NamedTuple):
     """What `fcmae --help` says of a subcommand, and the function that takes the arguments after its name."""
 
@@ -45,6 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"fcmae: interrupted. {error}".rstrip(), file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        return _refuse(
+            f"{arguments[0]}: expected the package {package}, got none. "
+            f"Run: pip install 'fcmae[{_EXTRAS[package]}]'."
+        )
     except Exception as error:
         from sparse_ops import BackendUnavailableError  # loads torch, which other errors should not wait for
 

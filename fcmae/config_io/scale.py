@@ -66,7 +66,7 @@ def scale(recipe: Config, devices: int, *, batch_size: int) -> tuple[Config, str
     accumulate = math.ceil(images / (batch_size * devices))
     # Mixup and CutMix pair the images of a forward pass; a decoded image's crops stay in one.
     paired = getattr(train, "mixup", 0) or getattr(train, "cutmix", 0)
-    multiple = math.lcm(2 if paired else 1, recipe.data.repeats)
+    multiple = math.lcm(2 if paired else 1, getattr(recipe.data, "repeats", 1))
     batch_size = multiple * max(1, round(images / (devices * accumulate * multiple)))
     scaled = batch_size * accumulate * devices
     kept = f"{scaled} images a step, " + (

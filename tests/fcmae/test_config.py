@@ -19,10 +19,12 @@ from fcmae.config import (
 from fcmae.config_io import config_help, from_dict, load_config, save_config, to_dict
 from fcmae.errors import InputError
 
-CONFIGS = sorted(  # of one run each; an ablation is a list of runs
-    path
-    for path in (Path(__file__).parents[2] / "configs").glob("*/*.yaml")
-    if path.parent.name != "ablations"
+CONFIGS = (
+    sorted(  # of one run each; an ablation is a list of runs, and downstream runs have tests of their own
+        path
+        for path in (Path(__file__).parents[2] / "configs").glob("*/*.yaml")
+        if path.parent.name not in ("ablations", "detection", "segmentation")
+    )
 )
 
 

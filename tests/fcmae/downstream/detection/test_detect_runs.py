@@ -1,6 +1,7 @@
 """`fcmae detect` as users run it: training, going on, measuring and predicting."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,3 +186,13 @@ def test_mistakes_are_one_line(
     assert main(["detect", *(word.replace("{run}", str(run)) for word in words)]) == 2
     error = capsys.readouterr().err.strip()
     assert line in error and "\n" not in error
+
+
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("fcmae.downstream", "faster_coco_eval"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert main(["detect", "eval", "absent"]) == 2
+    assert "Run: pip install 'fcmae[downstream]'." in capsys.readouterr().err

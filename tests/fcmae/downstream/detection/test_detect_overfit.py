@@ -1,0 +1,42 @@
+"""From a pretraining checkpoint, a detector learns eight photographs by heart."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fcmae.cli import main
+from fcmae.config import DetectConfig
+from fcmae.config_io import load_config
+from fcmae.downstream.detection.train import train_detector
+
+CONFIGS = Path(__file__).parents[4] / "configs"
+
+
+@pytest.mark.slow
+def test_eight_images_are_learnt_by_heart(tmp_path: Path) -> None:
+    samples, pretrained = tmp_path / "samples", tmp_path / "pretrained"
+    assert main(["data", "samples", str(samples), "--count=8"]) == 0
+    smoke = CONFIGS / "convmae" / "convmae_small_smoke.yaml"
+    data = ["--data.source=folder", f"--data.root={samples / 'images'}", "--data.in_chans=3"]
+    assert (
+        main(["pretrain", f"--config={smoke}", *data, f"--run.dir={pretrained}", "--run.accelerator=cpu"])
+        == 0
+    )
+    config = load_config(
+        DetectConfig,
+        [
+            f"--config={CONFIGS / 'detection' / 'convnextv2_atto_samples.yaml'}",
+            f"--data.root={samples / 'images'}",
+            f"--data.annotations={samples / 'annotations.json'}",
+            "--model.backbone=convmae_small",
+            "--model.num_heads=4",
+            f"--model.weights={pretrained}",
+            f"--run.dir={tmp_path / 'run'}",
+            "--run.accelerator=cpu",
+        ],
+    )
+    metrics = train_detector(config)
+    assert metrics["mask_ap"] > 0.8 and metrics["box_ap"] > 0.8
+    lines = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if line["event"] == "eval"] == [120, 240, 360]

@@ -23,7 +23,7 @@ class RunConfig:
     """Machines. Over 1, start the same command on each, by torchrun or Slurm's srun."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """`auto`: one process, or DDP over several. `fsdp`: weights, gradients and optimiser state are shared out
-    over the processes (FSDP2); checkpoints stay the same."""
+    over the processes (FSDP2); checkpoints stay the same. Pretraining and fine-tuning."""
     timeout: float = 600.0
     """Seconds that a process waits for the others before it takes them for lost."""
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)

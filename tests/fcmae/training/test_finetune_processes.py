@@ -46,7 +46,8 @@ def test_the_curve_and_the_metrics_of_one_process_are_those_of_two(finetune_conf
     assert round(17 * found[0][1]["accuracy"], 9).is_integer()
 
 
-def test_fsdp_is_ddp_also_across_a_resume(finetune_config, weights):
+@pytest.mark.parametrize("trained", [None, 1.5], ids=["all", "last_blocks"])
+def test_fsdp_is_ddp_also_across_a_resume(finetune_config, weights, trained: float | None):
     """With all regularisation, accumulation, clipping and an average; blocks run twice under FSDP."""
     folders: dict[str, Path] = {}
     for name, strategy, source in (
@@ -58,7 +59,7 @@ def test_fsdp_is_ddp_also_across_a_resume(finetune_config, weights):
         config = finetune_config(
             name,
             resume="auto" if source is None else str(folders[source] / "checkpoints" / "step_00000004.pt"),
-            model={**weights, "head_init_scale": 1.0},
+            model={**weights, "head_init_scale": 1.0, "train_last_blocks": trained},
             data=UNEVEN,
             base_lr=0.3,
             accumulate=2,

@@ -37,6 +37,7 @@ from fcmae.config.model import (
 )
 from fcmae.config.msn import MSNConfig
 from fcmae.config.runs import FinetuneConfig, PretrainConfig, RunConfig
+from fcmae.config.segmentation import SegmentConfig, SegmentDataConfig, SegmenterConfig, SegmentTestConfig
 from fcmae.config.train import FinetuneTrainConfig, PretrainTrainConfig, TrainConfig
 
 __all__ = [
@@ -76,6 +77,10 @@ __all__ = [
     "ProbeConfig",
     "PyramidConfig",
     "RunConfig",
+    "SegmentConfig",
+    "SegmentDataConfig",
+    "SegmentTestConfig",
+    "SegmenterConfig",
     "TrainConfig",
     "TuningConfig",
     "check_range",

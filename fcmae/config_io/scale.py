@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from fcmae.config import FinetuneConfig, PretrainConfig
+from fcmae.config import DetectConfig, FinetuneConfig, PretrainConfig, SegmentConfig
 from fcmae.config_io.load import load_config
 from fcmae.errors import InputError
 
-Config = TypeVar("Config", PretrainConfig, FinetuneConfig)
+Config = TypeVar("Config", PretrainConfig, FinetuneConfig, DetectConfig, SegmentConfig)
 
 SCALE_HELP = (
     "--scale-to N: run the recipe on N devices. Keeps its images a step by accumulation or takes the\n"

@@ -20,7 +20,7 @@ NEWEST = "newest.pt"
 """A link to the newest checkpoint, beside it."""
 
 # Fields outside `model` that decide what the network is, and fields inside that do not.
-_ALSO_MODEL = ("data.image_size", "data.in_chans")
+_ALSO_MODEL = ("data.image_size", "data.in_chans", "data.num_classes")
 _NOT_MODEL = ("model.backend", "model.weights")
 
 

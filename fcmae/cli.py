@@ -160,6 +160,22 @@ def _detect(argv: list[str]) -> int | None:
     return None
 
 
+def _segment(argv: list[str]) -> int | None:
+    if argv[:1] != ["train"]:
+        from fcmae.downstream.segmentation import command
+
+        return command.main(argv)
+    from fcmae.config import SegmentConfig
+
+    def run(config: SegmentConfig) -> None:
+        from fcmae.downstream.segmentation.train import train_segmenter
+
+        train_segmenter(config)
+
+    _train("segment train", SegmentConfig, argv[1:], run)
+    return None
+
+
 def _evaluate(argv: list[str], *, only: str | None = None) -> None:
     """`only`: the one protocol of a short name."""
     from fcmae.config import EvaluateConfig
@@ -269,6 +285,7 @@ COMMANDS = {
     "pretrain": Command("Pretrain an encoder on images without labels.", _pretrain),
     "finetune": Command("Fine-tune a classifier from pretrained or random weights.", _finetune),
     "detect": Command("Train Mask R-CNN on a pretrained encoder, measure it, or detect.", _detect),
+    "segment": Command("Train UPerNet on a pretrained encoder, measure it, or segment images.", _segment),
     "evaluate": Command("Compare encoders by k-NN, linear probe, few labels and fine-tuning.", _evaluate),
     "knn": Command("As evaluate, k nearest neighbours only.", partial(_evaluate, only="knn")),
     "probe": Command("As evaluate, a linear probe only.", partial(_evaluate, only="probe")),

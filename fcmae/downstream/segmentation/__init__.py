@@ -1,0 +1,1 @@
+"""UPerNet on a pretrained feature pyramid."""

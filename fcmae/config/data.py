@@ -84,6 +84,9 @@ class DataConfig(PixelConfig):
     """Aspect ratio of the random resized crop, relative to that of `image_size`."""
     resize_8_bit: bool = False
     """Resize images of 8 bits in 8 bits, as PIL does, in less time; off: in float32, without rounding."""
+    transform_on: Literal["loader", "device"] = "loader"
+    """Where training's crops are resized, flipped and normalised. `device`: the loader processes only decode,
+    draw the crops and send their bytes; the images are the same up to the rounding of float32."""
     flip: bool = True
     """Mirror half of the images."""
     repeats: int = 1
@@ -136,6 +139,11 @@ class DataConfig(PixelConfig):
         )
         low, high = self.crop_ratio
         require(0 < low <= high, f"data.crop_ratio: expected 0 < low <= high, got {self.crop_ratio}.")
+        require(
+            not self.resize_8_bit or self.transform_on == "loader",
+            "data.resize_8_bit: expected false with data.transform_on=device, which resizes in float32, got "
+            "true. Remove one of both.",
+        )
         require(self.repeats >= 1, f"data.repeats: expected at least 1, got {self.repeats}.")
 
     @property

@@ -11,10 +11,14 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from fcmae.data.dataset import ImageDataset, Loaded
 from fcmae.data.decode import UnreadableImageError
 from fcmae.data.order import announced, kept_generators, seed_generators, seed_of, shuffled_passes
+from fcmae.data.transforms.crops import Cut, RandomCut
+from fcmae.data.transforms.on_device import DeviceCrops, pack
 from fcmae.data.watch import Reading
 from fcmae.errors import InputError
 
 Images = TypeVar("Images")
+
+_CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple, Generic[Images]):
@@ -48,6 +52,7 @@ def training_batches(
     world_size: int = 1,
     repeats: int = 1,
     timeout: float = 0.0,
+    device: torch.device = _CPU,
 ) -> Iterator[Batch[Images]]:
     """Batches number `start` to `stop - 1` of an endless sequence of shuffled passes over the dataset.
 
@@ -70,6 +75,7 @@ def training_batches(
         world_size: Processes that share each batch number.
         repeats: Positions in a row that show one image, decoded once; a divisor of `batch_size`.
         timeout: Seconds to wait for a batch from the workers; 0: for ever.
+        device: Where the images of a transform that only draws crops, a `RandomCut`, are made, and stay.
     Raises:
         InputError: no image is readable, one has channels that cannot become the network's, or the workers
             deliver nothing in time.
@@ -93,12 +99,12 @@ def training_batches(
     if dataset.window is not None:
         ahead = dataset.window.size * repeats // (batch_size * world_size) + 1
         order = announced(order, dataset.expect, ahead=ahead)
-    return _batches(
-        _TrainingSamples(dataset, transform, Reading(dataset, workers), seed=seed, repeats=repeats),
-        order,
-        workers=workers,
-        timeout=timeout,
-    )
+    samples = _TrainingSamples(dataset, transform, Reading(dataset, workers), seed=seed, repeats=repeats)
+    batches = _batches(samples, order, workers=workers, timeout=timeout)
+    if not isinstance(transform, RandomCut):
+        return batches
+    images_of = DeviceCrops(transform.config, device)
+    return (batch._replace(images=images_of(batch.images)) for batch in batches)
 
 
 def evaluation_batches(
@@ -237,6 +243,8 @@ def _collate(groups: list[list[_Sample] | InputError]) -> Batch | InputError:
 
 
 def _stack(images: list[Any]) -> Any:
+    if isinstance(images[0], Cut):
+        return pack(images)
     # Unlike torch.stack, default_collate writes a loader process' batch into shared memory at once.
     if not isinstance(images[0], tuple):
         return default_collate(images)

@@ -64,6 +64,7 @@ def batches_of(
         world_size=fabric.world_size,
         repeats=repeats,
         timeout=config.data.timeout,
+        device=fabric.device,
     )
 
 

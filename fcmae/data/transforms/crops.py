@@ -107,17 +107,15 @@ def _resampled(image: Tensor, size: tuple[int, int]) -> Tensor:
     places, weights = _taps(height, new_height)
     rows = F.embedding_bag(places, rows, mode="sum", per_sample_weights=weights)  # [new_height, W * C]
     places, weights = _taps(width, new_width)
-    places = (places * channels + torch.arange(channels)[:, None, None]).flatten(0, 1)  # [C * new_width, K]
-    columns = F.embedding_bag(
-        places, rows.t().contiguous(), mode="sum", per_sample_weights=weights.repeat(channels, 1)
-    )  # [C * new_width, new_height]
-    return columns.view(channels, new_width, new_height).transpose(1, 2).contiguous()
+    columns = rows.t().contiguous().view(width, channels * new_height)
+    columns = F.embedding_bag(places, columns, mode="sum", per_sample_weights=weights)
+    return columns.t().contiguous().view(channels, new_height, new_width)
 
 
 def _taps(side: int, size: int) -> tuple[Tensor, Tensor]:
     """Which of `side` pixels make each of `size`, int64 [size, K], and with what weights, float32.
 
-    In numpy, whose small operations take half of torch's time.
+    As `on_device` has it for many crops at once; in numpy, whose small operations take half of torch's time.
     """
     scale = side / size
     stretch = max(scale, 1.0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from fcmae.config import DataConfig, PixelConfig
-from fcmae.data.transforms.crops import RandomView, resize
+from fcmae.data.transforms.crops import RandomCut, RandomView, resize
 from fcmae.errors import InputError
 
 Transform = Callable[[Tensor], Tensor]
@@ -40,12 +41,16 @@ def denormalise(images: Tensor, config: PixelConfig) -> Tensor:
     return (images * std + mean).clamp(0, 1)
 
 
-def pretrain_transform(config: DataConfig) -> Transform:
-    """Random resized crop (bicubic, antialiased), flip, normalisation."""
+def pretrain_transform(config: DataConfig) -> Callable[[Tensor], Any]:
+    """Random resized crop (bicubic, antialiased), flip, normalisation; for the device, a `RandomCut`."""
+    if config.transform_on == "device":
+        return RandomCut(config)
     return v2.Compose([RandomView(config), normalise(config)])
 
 
-def finetune_transform(config: DataConfig, *, rand_augment: str | None, random_erasing: float) -> Transform:
+def finetune_transform(
+    config: DataConfig, *, rand_augment: str | None, random_erasing: float
+) -> Callable[[Tensor], Any]:
     """As in pretraining, with RandAugment before the normalisation and random erasing (by noise) after it.
 
     Args:
@@ -53,8 +58,16 @@ def finetune_transform(config: DataConfig, *, rand_augment: str | None, random_e
         rand_augment: timm's description, such as `rand-m9-mstd0.5-inc1`; None: off.
         random_erasing: Probability of erasing a rectangle.
     Raises:
-        InputError: RandAugment with other than 3 channels, or a description that timm refuses.
+        InputError: RandAugment with other than 3 channels, or a description that timm refuses; or either of
+            both augmentations, which work in the loader, with `transform_on` the device.
     """
+    if config.transform_on == "device":
+        if rand_augment is not None or random_erasing > 0:
+            raise InputError(
+                "data.transform_on: expected loader with train.rand_augment or train.random_erasing, which "
+                "work there, got device. Set --data.transform_on=loader, or turn both off."
+            )
+        return RandomCut(config)
     steps: list[Transform] = [RandomView(config)]
     if rand_augment is not None:
         steps.append(_rand_augment(rand_augment, config))

@@ -55,8 +55,13 @@ def multi_crop(
         blur: Probability of a Gaussian blur, sigma 0.1 to 2 pixels.
         share_view: The anchors are the target itself, an ablation of the paper that collapses.
     Raises:
-        InputError: colour is to change in images of other than 3 channels.
+        InputError: colour is to change in images of other than 3 channels, or views are wanted on the device.
     """
+    if config.transform_on == "device":
+        raise InputError(
+            "data.transform_on: expected loader for several views, whose colours are made there, got device. "
+            "Set --data.transform_on=loader."
+        )
     if color_jitter and config.in_chans != 3:
         raise InputError(
             f"model.color_jitter: expected data.in_chans 3 (hue and saturation are those of RGB), got "

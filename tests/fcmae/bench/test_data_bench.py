@@ -10,7 +10,7 @@ from fcmae import cli
 from fcmae.bench.data import format_table, measure, require_parity
 from fcmae.errors import InputError
 
-ARMS = ["fcmae", "resize_8_bit", "torchvision"]
+ARMS = ["fcmae", "resize_8_bit", "transform_on=device", "torchvision"]
 
 
 def test_all_loaders_run_in_turns(tmp_path: Path, capsys) -> None:

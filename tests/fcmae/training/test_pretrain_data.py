@@ -117,10 +117,10 @@ def test_satellite_tiles_train(pretrain_config, tmp_path: Path):
         "source": "arrays",
         "root": str(tmp_path / "tiles.npy"),
         "in_chans": 12,
-        "resize_8_bit": True,
     }
-    run = pretrain(pretrain_config(data=data, steps=2))
-    assert len(events(run, "train")) == 2
+    for option in ({"resize_8_bit": True}, {"transform_on": "device"}):
+        run = pretrain(pretrain_config(str(option), data={**data, **option}, steps=2))
+        assert len(events(run, "train")) == 2
 
 
 def test_a_resume_says_what_other_images_it_takes(pretrain_config):

@@ -159,13 +159,15 @@ def histories(
     value of each stretch bound a pale band.
 
     Args:
-        curves: (name, steps, values) of each run.
+        curves: (name, steps, values) of each run; one without values keeps its colour.
         label: Of the values.
         logarithmic: The scale, where all values are positive and over ten times apart.
         from_zero: Whether the scale begins there.
     """
     with _plot(2.9) as (figure, axes):
         for place, (name, steps, values) in enumerate(curves):
+            if not values:
+                continue
             reach = math.ceil(len(values) / _POINTS)
             stretches = [slice(first, first + reach) for first in range(0, len(values), reach)]
             at = [mean(steps[stretch]) for stretch in stretches]
@@ -189,7 +191,7 @@ def histories(
         axes.set_ylabel(label)
         axes.set_xlim(left=0)
         if len(curves) > 1:
-            axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+            axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.24))
     return figure
 
 

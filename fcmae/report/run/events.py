@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from fcmae.machine import describe_machine
 from fcmae.report.run.record import Event, RunRecord
@@ -11,7 +12,8 @@ _NUMBERS_ONLY = ("train", "eval", "diversity", "reconstruction")
 
 def _started(event: Event) -> str:
     where = f"on {event.get('devices', 1)} x {event.get('device', '?')}"
-    where += f" at {event['time']}" if "time" in event else ""
+    if "time" in event:
+        where += f" at {datetime.fromisoformat(event['time']):%Y-%m-%d %H:%M} UTC"
     resumed = event.get("resumed")
     return f"started {where}" if resumed is None else f"resumed from {resumed}, {where}"
 

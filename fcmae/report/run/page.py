@@ -20,16 +20,17 @@ _LABELS = {
     "lr": "learning rate",
     "gradient_norm": "norm of the gradient",
     "images_per_second": "images/s",
-    "data_wait": "waiting for data, share of the time",
+    "data_wait": "data wait, share of the time",
     "memory_mb": "peak memory, MiB",
 }
 _LOGARITHMIC = ("gradient_norm",)
 _FROM_ZERO = ("images_per_second", "data_wait", "memory_mb")
+_STARTING = ("run", "resume")
 _MOST_EVENTS = 200
 """Rows of the table of events; the log holds the others."""
 
-Named = Sequence[tuple[str, Curve]]
-"""Curves of one value: (run or layer, curve)."""
+Named = Sequence[tuple[str, Curve | None]]
+"""Curves of one value: (run or layer, curve); None: it has none."""
 
 
 def write_run_page(path: Path, run: RunRecord) -> None:
@@ -61,11 +62,11 @@ def write_runs_page(path: Path, runs: Sequence[RunRecord]) -> None:
         subtitle=", ".join(run.name for run in runs),
         blocks=[
             _overview(runs),
-            *_differences(runs),
             _training(runs),
             *_evaluation(runs),
             *_smallest_distance(runs),
             *(block for run in runs for block in _pictures(latest_pictures(run), run.name)),
+            *_differences(runs),
             _measured_on(runs),
             page.section("Configurations", *(page.details(run.name, _yaml(run.config)) for run in runs)),
         ],
@@ -92,7 +93,7 @@ def _tiles(run: RunRecord) -> Html:
     if speed is not None and wait is not None:
         tiles.append(("images/s", f"{speed:,.0f}", f"median; {wait:.0%} waiting for data"))
     if "memory_mb" in curves:
-        tiles.append(("peak memory", f"{max(curves['memory_mb'].values):,.0f} MiB", "of one process"))
+        tiles.append(("peak memory", f"{max(curves['memory_mb'].values):,.0f}", "MiB of one process"))
     distances = run.curves("diversity").get("feature_distance")
     if distances is not None:
         tiles.append(("feature distance", f"{distances.values[-1]:.3f}", "of the most alike layer"))
@@ -110,24 +111,25 @@ def _evaluation(runs: Sequence[RunRecord]) -> list[Html]:
 
 def _figures(runs: Sequence[RunRecord], kind: str) -> list[Html]:
     """A plot for each value that any run logged."""
-    found: dict[str, list[tuple[str, Curve]]] = {}
-    for run in runs:
-        for name, curve in run.curves(kind).items():
-            if not name.startswith("best_"):
-                found.setdefault(name, []).append((run.name, curve))
+    curves = [(run.name, run.curves(kind)) for run in runs]
+    found = dict.fromkeys(name for _, named in curves for name in named if not name.startswith("best_"))
     known = [name for name in _LABELS if name in found]
-    return [_figure(name, found[name]) for name in (*known, *(name for name in found if name not in known))]
+    return [
+        _figure(name, [(run, named.get(name)) for run, named in curves])
+        for name in dict.fromkeys((*known, *found))
+    ]
 
 
 def _figure(name: str, curves: Named, *, label: str | None = None) -> Html:
     label = label or _LABELS.get(name, name.replace("_", " "))
+    drawn = [(run, curve) for run, curve in curves if curve is not None]
     ends = ", ".join(
         f"{run + ': ' if len(curves) > 1 else ''}{curve.values[0]:.4g} to {curve.last:.4g}"
-        for run, curve in curves
+        for run, curve in drawn
     )
     return page.figure(
         plots.histories(
-            [(run, curve.steps, curve.values) for run, curve in curves],
+            [(run, curve.steps, curve.values) if curve else (run, (), ()) for run, curve in curves],
             label=label,
             logarithmic=name in _LOGARITHMIC,
             from_zero=name in _FROM_ZERO,
@@ -155,10 +157,9 @@ def _diversity(run: RunRecord) -> list[Html]:
 
 def _smallest_distance(runs: Sequence[RunRecord]) -> list[Html]:
     curves = [(run.name, run.curves("diversity").get("feature_distance")) for run in runs]
-    found = [(name, curve) for name, curve in curves if curve is not None]
-    if not found:
+    if not any(curve for _, curve in curves):
         return []
-    figure = _figure("feature_distance", found, label="cosine distance, smallest of the layers")
+    figure = _figure("feature_distance", curves, label="cosine distance, smallest of the layers")
     return [page.section("Feature diversity", figure)]
 
 
@@ -197,8 +198,8 @@ def _overview(runs: Sequence[RunRecord]) -> Html:
         Column(title="loss", format=".4f"),
         *([Column(title="accuracy, %", format=".1f")] if any(accuracies) else []),
         Column(title="images/s", format=",.0f"),
-        Column(title="data wait, %", format=".1f"),
-        Column(title="memory, MiB", format=",.0f"),
+        Column(title="wait, %", format=".1f"),
+        Column(title="MiB", format=",.0f"),
         Column(title="events"),
         Column(title="ended"),
     ]
@@ -221,16 +222,18 @@ def _overview(runs: Sequence[RunRecord]) -> Html:
                 run.ending["event"].replace("_", " ") if run.ending else None,
             ]
         )
-    caption = "Loss: the mean of the last fiftieth of the log. Speed and wait: medians. Memory: the peak."
+    caption = (
+        "Loss: the mean of the last fiftieth of the log. Speed and wait for data: medians. MiB: the peak."
+    )
     methods = {row[1] for row in rows}
     remark = [page.paragraph("Losses of different methods cannot be compared.")] if len(methods) > 1 else []
     return page.section("Runs", page.table(columns, rows, caption=caption), *remark)
 
 
 def _differences(runs: Sequence[RunRecord]) -> list[Html]:
-    """The settings that are not the same in all runs."""
+    """The settings that are not the same in all runs, but for where and how they were started."""
     flat = [_flat(run.config) for run in runs]
-    keys = [key for key in dict.fromkeys(key for values in flat for key in values) if key != "run.dir"]
+    keys = dict.fromkeys(key for values in flat for key in values if key.partition(".")[0] not in _STARTING)
     differing = [key for key in keys if len({str(values.get(key)) for values in flat}) > 1]
     if not differing:
         return []

@@ -52,7 +52,8 @@ def _gallery(run: RunRecord, events: Sequence[Event]) -> Html | None:
         rows.append((f"step {event['step']:,}", painted))
     if not rows:
         return None
-    return page.gallery([(label, _small(row)) for label, row in rows], names=names, caption=_CAPTION)
+    order = f"From top to bottom: {', '.join(label for label, _ in rows)}. "  # a phone shows no labels
+    return page.gallery([(label, _small(row)) for label, row in rows], names=names, caption=order + _CAPTION)
 
 
 def _small(pictures: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def test_the_page_has_every_curve_and_needs_nothing_outside(tmp_path: Path) -> N
     assert not re.search(r"https?:|//[a-z]|@import|<link|<iframe", text) and not ADDRESSES.findall(text)
     titles = re.findall(r'<svg role="img" aria-label="([^"]+) over the optimiser steps"', text)
     assert titles == [
-        "loss", "learning rate", "norm of the gradient", "images/s", "waiting for data, share of the time",
+        "loss", "learning rate", "norm of the gradient", "images/s", "data wait, share of the time",
         "peak memory, MiB", "prototypes in use", "accuracy", "cosine distance",
     ]  # fmt: skip
     assert "Loss, from first to last: 1 to 0.025." in reader.text

@@ -3,10 +3,10 @@
 The command, which runs models, is in `fcmae.convert.command`.
 """
 
-from fcmae.convert.architecture import Architecture
 from fcmae.convert.dense import convert_weights, from_timm, to_timm
 from fcmae.convert.families import detect_source
 from fcmae.convert.load import load_weights
+from fcmae.convert.networks.convnextv2 import Architecture
 from fcmae.convert.report import Report
 from fcmae.convert.source import Source, open_source
 

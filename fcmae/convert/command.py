@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from fcmae.arguments import OptionParser
 from fcmae.convert.dense import TARGETS, convert_source
+from fcmae.convert.deploy.fold import fold_layer_norm
+from fcmae.convert.deploy.onnx_export import OPSET, Features, OnnxOptions, check_onnx, export_onnx
 from fcmae.convert.families import SOURCES, Family
 from fcmae.convert.files import check_writable, write_weights
-from fcmae.convert.fold import fold_layer_norm
-from fcmae.convert.network import Network
-from fcmae.convert.onnx_export import OPSET, Features, OnnxOptions, check_onnx, export_onnx
+from fcmae.convert.networks.network import Network
 from fcmae.convert.report import Report
 from fcmae.convert.source import Source, open_source
-from fcmae.convert.verify import BOUND, StageDifference, check_differences
+from fcmae.convert.verify.differences import BOUND, StageDifference, check_differences
 from fcmae.errors import InputError
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fcmae.convert.formats.convnextv2 import FORMATS
-from fcmae.convert.network import Network
+from fcmae.convert.networks.network import Network
 from fcmae.convert.report import Report
 from fcmae.convert.source import Source, open_source
 from fcmae.convert.transfer import transfer

@@ -6,20 +6,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fcmae.convert import (
-    architecture,
-    architecture_convmae,
-    architecture_vit,
-    verify_convnextv2,
-    verify_transformers,
-)
 from fcmae.convert.formats import Format
 from fcmae.convert.formats.convmae import FORMATS as CONVMAE_FORMATS
 from fcmae.convert.formats.convnextv2 import FORMATS as CONVNEXTV2_FORMATS
 from fcmae.convert.formats.vit import FORMATS as VIT_FORMATS
-from fcmae.convert.network import Network
+from fcmae.convert.networks import convmae, convnextv2, vit
+from fcmae.convert.networks.network import Network
 from fcmae.convert.report import shorten
-from fcmae.convert.verify import StageDifference
+from fcmae.convert.verify.convnextv2 import compare_outputs, dense_model
+from fcmae.convert.verify.differences import StageDifference
+from fcmae.convert.verify.transformers import compare_convmae, compare_vit, dense_vit
 from fcmae.errors import InputError
 
 
@@ -47,10 +43,10 @@ class Family:
 CONVNEXTV2 = Family(
     name="ConvNeXt V2",
     formats=CONVNEXTV2_FORMATS,
-    from_config=architecture.from_config,
-    from_shapes=lambda weights, image_size: architecture.from_shapes(weights),
-    compare=verify_convnextv2.compare_outputs,
-    dense_model=verify_convnextv2.dense_model,
+    from_config=convnextv2.from_config,
+    from_shapes=lambda weights, image_size: convnextv2.from_shapes(weights),
+    compare=compare_outputs,
+    dense_model=dense_model,
     dynamic=(0, 2, 3),
     # Not the stem's: a depthwise convolution with padding and a residual read it.
     folds={
@@ -62,10 +58,10 @@ CONVNEXTV2 = Family(
 VIT = Family(
     name="ViT",
     formats=VIT_FORMATS,
-    from_config=architecture_vit.from_config,
-    from_shapes=architecture_vit.from_shapes,
-    compare=verify_transformers.compare_vit,
-    dense_model=verify_transformers.dense_vit,
+    from_config=vit.from_config,
+    from_shapes=vit.from_shapes,
+    compare=compare_vit,
+    dense_model=dense_vit,
     dynamic=(0,),
     folds={
         "encoder.blocks.{block}.norm1": "encoder.blocks.{block}.attn.qkv",
@@ -76,9 +72,9 @@ VIT = Family(
 CONVMAE = Family(
     name="ConvMAE",
     formats=CONVMAE_FORMATS,
-    from_config=architecture_convmae.from_config,
-    from_shapes=lambda weights, image_size: architecture_convmae.from_shapes(weights),
-    compare=verify_transformers.compare_convmae,
+    from_config=convmae.from_config,
+    from_shapes=lambda weights, image_size: convmae.from_shapes(weights),
+    compare=compare_convmae,
     dense_model=None,
     dynamic=(0,),
     folds={

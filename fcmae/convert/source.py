@@ -12,7 +12,7 @@ from torch import Tensor
 from fcmae.convert.families import Family, find_format
 from fcmae.convert.files import read_checkpoint, read_newest_checkpoint
 from fcmae.convert.formats import Format
-from fcmae.convert.network import Network
+from fcmae.convert.networks.network import Network
 from fcmae.convert.report import shorten
 from fcmae.errors import InputError
 

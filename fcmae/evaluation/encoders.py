@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fcmae.convert import Architecture, load_weights, open_source
-from fcmae.convert.architecture_convmae import ConvMAEArchitecture
-from fcmae.convert.architecture_vit import ViTArchitecture
-from fcmae.convert.network import Network
+from fcmae.convert.networks.convmae import ConvMAEArchitecture
+from fcmae.convert.networks.network import Network
+from fcmae.convert.networks.vit import ViTArchitecture
 from fcmae.errors import InputError
 from fcmae.models import ConvMAEEncoder, Encoder, ViTEncoder
 from fcmae.models.position import sincos_positions

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fcmae.config import ClassifierConfig
 from fcmae.convert import Architecture, Source, load_weights, open_source
-from fcmae.convert.architecture_convmae import ConvMAEArchitecture
-from fcmae.convert.architecture_vit import ViTArchitecture
-from fcmae.convert.gating import with_gate_of
-from fcmae.convert.network import Network
+from fcmae.convert.networks.convmae import ConvMAEArchitecture
+from fcmae.convert.networks.gating import with_gate_of
+from fcmae.convert.networks.network import Network
+from fcmae.convert.networks.vit import ViTArchitecture
 from fcmae.errors import InputError
 from fcmae.masking import patch_grid
 from fcmae.models import PRESETS, ConvMAEPreset, ConvNeXtV2Preset, ViTPreset, find_preset

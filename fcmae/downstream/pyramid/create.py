@@ -8,9 +8,9 @@ from typing import Any, get_args
 from torch import nn
 
 from fcmae.convert import Architecture, load_weights
-from fcmae.convert.architecture_convmae import ConvMAEArchitecture
-from fcmae.convert.architecture_vit import ViTArchitecture
-from fcmae.convert.network import Network
+from fcmae.convert.networks.convmae import ConvMAEArchitecture
+from fcmae.convert.networks.network import Network
+from fcmae.convert.networks.vit import ViTArchitecture
 from fcmae.downstream.pyramid.base import FeaturePyramid
 from fcmae.downstream.pyramid.convnextv2 import ConvNeXtV2Pyramid
 from fcmae.downstream.pyramid.transformer import ConvMAEPyramid, PyramidPositions, ViTPyramid, token_grid

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from fcmae import cli
-from fcmae.convert.architecture import Architecture
 from fcmae.convert.command import convert_checkpoint, main
 from fcmae.convert.families import CONVNEXTV2
 from fcmae.convert.files import read_checkpoint
+from fcmae.convert.networks.convnextv2 import Architecture
 from fcmae.convert.source import open_source
-from fcmae.convert.verify import StageDifference, check_differences
-from fcmae.convert.verify_convnextv2 import compare_outputs
+from fcmae.convert.verify.convnextv2 import compare_outputs
+from fcmae.convert.verify.differences import StageDifference, check_differences
 from fcmae.errors import InputError
 
 ROOT = Path(__file__).parents[3]

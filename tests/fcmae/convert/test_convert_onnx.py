@@ -10,8 +10,8 @@ from torch import nn
 
 from fcmae import cli
 from fcmae.convert.command import convert_checkpoint
-from fcmae.convert.deploy import Fp16SafeGrn, is_deterministic, make_grn_fp16_safe, remove_drop_path
-from fcmae.convert.onnx_export import OnnxOptions, check_onnx
+from fcmae.convert.deploy.modules import Fp16SafeGrn, is_deterministic, make_grn_fp16_safe, remove_drop_path
+from fcmae.convert.deploy.onnx_export import OnnxOptions, check_onnx
 from fcmae.errors import InputError
 
 SMALL = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
@@ -71,7 +71,7 @@ def model_of(weights_file: Path) -> nn.Module:
 def test_graph_of_an_encoder_gives_features_in_float16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcmae.convert.onnx_export._PROTOBUF_LIMIT", 0)  # as if it were above 2 GiB
+    monkeypatch.setattr("fcmae.convert.deploy.onnx_export._PROTOBUF_LIMIT", 0)  # as if it were above 2 GiB
     path = tmp_path / "encoder.pth"
     encoder = model(num_classes=0, std=0.1)
     torch.save({k: v for k, v in encoder.state_dict().items() if not k.startswith("head.")}, path)
@@ -99,7 +99,7 @@ def test_graph_of_an_encoder_gives_features_in_float16(
 @pytest.mark.usefixtures("_exporter")
 def test_graph_that_differs_is_not_written(weights_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worse = torch.zeros(2, 5)
-    monkeypatch.setattr("fcmae.convert.onnx_export._run", lambda path, images: worse)
+    monkeypatch.setattr("fcmae.convert.deploy.onnx_export._run", lambda path, images: worse)
     graph = weights_file.with_name("g.onnx")
     with pytest.raises(InputError, match=r"onnx: expected outputs within 1e-04 .*nothing was written"):
         convert_checkpoint(

@@ -11,10 +11,10 @@ from torch import Tensor
 from fcmae import cli
 from fcmae.convert import Architecture, convert_weights, load_weights, open_source
 from fcmae.convert.command import convert_checkpoint
+from fcmae.convert.deploy.fold import fold_layer_norm
 from fcmae.convert.families import CONVNEXTV2
 from fcmae.convert.files import read_checkpoint
-from fcmae.convert.fold import fold_layer_norm
-from fcmae.convert.verify import check_differences
+from fcmae.convert.verify.differences import check_differences
 from fcmae.errors import InputError
 
 SMALL = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}

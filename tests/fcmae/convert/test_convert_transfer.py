@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fcmae.convert import Architecture, detect_source, from_timm, open_source, to_timm
-from fcmae.convert.architecture import from_shapes
+from fcmae.convert.networks.convnextv2 import from_shapes
 from fcmae.errors import InputError
 from fcmae.models import PRESETS, create_backbone
 

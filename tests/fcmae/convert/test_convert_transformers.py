@@ -14,15 +14,15 @@ from torch import Tensor, nn
 import fcmae
 from fcmae.config import ConvMAEConfig, DataConfig, MAEConfig, MSNConfig, PretrainConfig
 from fcmae.convert import convert_weights, detect_source, load_weights, open_source
-from fcmae.convert.architecture_convmae import ConvMAEArchitecture
-from fcmae.convert.architecture_vit import ViTArchitecture
 from fcmae.convert.command import convert_checkpoint
+from fcmae.convert.deploy.onnx_export import OnnxOptions
 from fcmae.convert.families import CONVMAE, VIT, Family
 from fcmae.convert.files import read_checkpoint
-from fcmae.convert.network import Network
-from fcmae.convert.onnx_export import OnnxOptions
+from fcmae.convert.networks.convmae import ConvMAEArchitecture
+from fcmae.convert.networks.network import Network
+from fcmae.convert.networks.vit import ViTArchitecture
 from fcmae.convert.transfer import transfer
-from fcmae.convert.verify import check_differences
+from fcmae.convert.verify.differences import check_differences
 from fcmae.errors import InputError
 from fcmae.methods import from_config
 
@@ -132,7 +132,7 @@ def test_classifiers_of_timm_and_mae_run_in_our_encoder(pool: str, tmp_path: Pat
     for fold in (False, True):
         converted = model.state_dict()
         if fold:
-            from fcmae.convert.fold import fold_layer_norm
+            from fcmae.convert.deploy.fold import fold_layer_norm
 
             converted, done = fold_layer_norm(converted, VIT.formats["timm"], VIT.folds)
             assert len(done) == 4 + (pool == "avg")

@@ -80,7 +80,7 @@ def test_what_changes_features_misses(encoder, folder_data, image_folder, tmp_pa
 
 
 def test_heads_count_though_no_weight_shows_them():
-    from fcmae.convert.architecture_vit import ViTArchitecture
+    from fcmae.convert.networks.vit import ViTArchitecture
     from fcmae.models import create_backbone
 
     network = ViTArchitecture(backbone="vit", depth=1, dim=8, num_heads=None, patch_size=8, grid=(4, 4))

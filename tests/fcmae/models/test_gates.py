@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import fcmae
 from fcmae.config import GATINGS
-from fcmae.convert.gating import gate_of
+from fcmae.convert.networks.gating import gate_of
 from fcmae.errors import InputError
 from fcmae.models import ConvNeXtV2Encoder
 from fcmae.models.gates import Cbam, GrnVariant, SqueezeExcite, image_max, image_mean, image_sum

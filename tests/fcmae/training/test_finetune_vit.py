@@ -16,8 +16,8 @@ from training_runs import Interruption, assert_same_tensors, interrupt_after, la
 
 import fcmae
 from fcmae.config import ClassifierConfig, MAEConfig, MSNConfig
-from fcmae.convert.architecture_vit import ViTArchitecture
 from fcmae.convert.files import write_weights
+from fcmae.convert.networks.vit import ViTArchitecture
 from fcmae.errors import InputError
 from fcmae.models import Encoder
 from fcmae.models.position import sincos_positions

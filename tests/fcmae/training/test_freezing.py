@@ -10,7 +10,7 @@ from training_runs import Interruption, assert_same_tensors, events, interrupt_a
 
 from fcmae.config import ClassifierConfig
 from fcmae.convert import Architecture
-from fcmae.convert.architecture_vit import ViTArchitecture
+from fcmae.convert.networks.vit import ViTArchitecture
 from fcmae.errors import InputError
 from fcmae.models.convmae_classifier import ConvMAEClassifier
 from fcmae.training.finetune import finetune

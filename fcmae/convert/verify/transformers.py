@@ -9,12 +9,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcmae.convert.architecture_convmae import ConvMAEArchitecture
-from fcmae.convert.architecture_vit import ViTArchitecture
 from fcmae.convert.formats import Format
 from fcmae.convert.formats.vit import FORMATS
+from fcmae.convert.networks.convmae import ConvMAEArchitecture
+from fcmae.convert.networks.vit import ViTArchitecture
 from fcmae.convert.transfer import transfer
-from fcmae.convert.verify import StageDifference, differences, filled
+from fcmae.convert.verify.differences import StageDifference, differences, filled
 from fcmae.masking import random_visible_ids, visible_from_ids
 from fcmae.models import ConvMAEEncoder, ViTEncoder
 from sparse_ops import ActiveSites, Image, SparseImage, features_of

@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fcmae.convert.deploy import is_deterministic, make_grn_fp16_safe, remove_drop_path
-from fcmae.convert.verify import StageDifference, differences
+from fcmae.convert.deploy.modules import is_deterministic, make_grn_fp16_safe, remove_drop_path
+from fcmae.convert.verify.differences import StageDifference, differences
 from fcmae.errors import InputError
 
 OPSET = 18

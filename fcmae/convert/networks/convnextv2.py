@@ -11,9 +11,9 @@ from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
 from fcmae.config import Gating, require
-from fcmae.convert.decoders import decoder_like
-from fcmae.convert.gating import gating_of
-from fcmae.convert.network import shapes_of, weight_of
+from fcmae.convert.networks.decoders import decoder_like
+from fcmae.convert.networks.gating import gating_of
+from fcmae.convert.networks.network import shapes_of, weight_of
 from fcmae.errors import InputError
 from fcmae.models import PRESETS, ConvNeXtClassifier, ConvNeXtV2Encoder, create_backbone
 from fcmae.models.blocks import LAYER_SCALE_INIT

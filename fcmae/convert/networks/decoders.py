@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fcmae.convert.network import weight_of
+from fcmae.convert.networks.network import weight_of
 from fcmae.models import ConvNeXtDecoder, Encoder, TransformerDecoder, UNetDecoder
 
 _BLOCK = re.compile(r"decoder\.blocks\.(\d+)\.")

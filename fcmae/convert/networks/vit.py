@@ -10,8 +10,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fcmae.convert.decoders import transformer_like
-from fcmae.convert.network import shapes_of, weight_of
+from fcmae.convert.networks.decoders import transformer_like
+from fcmae.convert.networks.network import shapes_of, weight_of
 from fcmae.errors import InputError
 from fcmae.masking import patch_grid
 from fcmae.models import PRESETS, ViTEncoder

@@ -9,11 +9,11 @@ from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fcmae.convert.architecture import Architecture
 from fcmae.convert.formats import Format
 from fcmae.convert.formats.convnextv2 import FORMATS
+from fcmae.convert.networks.convnextv2 import Architecture
 from fcmae.convert.transfer import transfer
-from fcmae.convert.verify import StageDifference, differences, filled
+from fcmae.convert.verify.differences import StageDifference, differences, filled
 from fcmae.masking import random_visible_ids, visible_from_ids
 from fcmae.models import ConvNeXtClassifier, ConvNeXtV2Encoder
 from sparse_ops import SparseImage, features_of

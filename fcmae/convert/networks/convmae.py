@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fcmae.convert.architecture_vit import square_grid
-from fcmae.convert.decoders import transformer_like
-from fcmae.convert.network import shapes_of, weight_of
+from fcmae.convert.networks.decoders import transformer_like
+from fcmae.convert.networks.network import shapes_of, weight_of
+from fcmae.convert.networks.vit import square_grid
 from fcmae.errors import InputError
 from fcmae.models import PRESETS, ConvMAEEncoder
 from fcmae.models.presets import ConvMAEPreset

@@ -1,0 +1,1 @@
+"""Dense models made ready for deployment."""

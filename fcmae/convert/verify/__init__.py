@@ -1,0 +1,1 @@
+"""Proof by running: source and target compute the same features."""

@@ -74,6 +74,7 @@ def cropped_batches(
         stop=math.ceil(epochs * length.steps * length.batch_size / at_once),
         workers=data.workers,
         timeout=data.timeout,
+        device=next(encoder.parameters()).device,
     )
     held = torch.empty(0), torch.empty(0, dtype=torch.int64)
     for batch in batches:

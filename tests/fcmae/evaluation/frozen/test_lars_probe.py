@@ -143,6 +143,9 @@ def test_crops_are_drawn_anew_for_each_epoch_and_keep_their_labels(
     again, same = epochs(18, free)  # how many the encoder sees at once changes nothing
     assert torch.equal(labels, same)
     torch.testing.assert_close(features, again)
+    on_device, same = epochs(5, replace(free, transform_on="device"))
+    assert torch.equal(labels, same)
+    torch.testing.assert_close(features, on_device)
 
     # Crops of the whole image, never mirrored: each image has one vector, of its own pixels.
     still = replace(folder_data, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)

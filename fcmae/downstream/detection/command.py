@@ -13,14 +13,14 @@ from fcmae.arguments import OptionParser
 from fcmae.config import DetectConfig
 from fcmae.config_io import to_dict
 from fcmae.data import Batch, UnreadableImageError, decode_image
-from fcmae.downstream.detection.dataset import open_instances
+from fcmae.downstream.detection.data.dataset import open_instances
+from fcmae.downstream.detection.data.instances import encode_mask
+from fcmae.downstream.detection.data.transforms import normalised
 from fcmae.downstream.detection.detect import Detections, detect
 from fcmae.downstream.detection.evaluate import evaluate
-from fcmae.downstream.detection.instances import encode_mask
 from fcmae.downstream.detection.model import Detector
 from fcmae.downstream.detection.pictures import draw_overlay, save_overlay
 from fcmae.downstream.detection.train import KIND, Categories, build_detector
-from fcmae.downstream.detection.transforms import normalised
 from fcmae.downstream.trained import cannot_write, load_trained, named_images, parse_options
 from fcmae.errors import InputError
 from fcmae.training.devices import launch_fabric

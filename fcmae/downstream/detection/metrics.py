@@ -3,7 +3,7 @@
 import torch
 from torchmetrics.detection import MeanAveragePrecision
 
-from fcmae.downstream.detection.dataset import Target
+from fcmae.downstream.detection.data.dataset import Target
 from fcmae.downstream.detection.detect import Detections
 
 _NAMES = {

@@ -16,7 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from fcmae.config import DetectorConfig
-from fcmae.downstream.detection.dataset import Target
+from fcmae.downstream.detection.data.dataset import Target
 from fcmae.downstream.pyramid import FeaturePyramid
 from fcmae.training.optim import LayerDecayType
 

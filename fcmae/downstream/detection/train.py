@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from fcmae.config import DetectConfig
 from fcmae.config_io import to_dict
 from fcmae.data import Batch, ImageDataset
-from fcmae.downstream.detection.coco import CocoAnnotations
-from fcmae.downstream.detection.dataset import Example, open_instances
+from fcmae.downstream.detection.data.coco import CocoAnnotations
+from fcmae.downstream.detection.data.dataset import Example, open_instances
+from fcmae.downstream.detection.data.transforms import LargeScaleJitter
 from fcmae.downstream.detection.evaluate import evaluate
 from fcmae.downstream.detection.model import Detector
-from fcmae.downstream.detection.transforms import LargeScaleJitter
 from fcmae.downstream.pyramid import create_pyramid
 from fcmae.errors import InputError
 from fcmae.masking import BatchPart

@@ -11,8 +11,8 @@ from coco_files import HEIGHT, WIDTH, rectangle, write_coco
 from faster_coco_eval.core import mask as coco_mask
 
 from fcmae.data import UnreadableImageError
-from fcmae.downstream.detection.coco import CocoAnnotations, read_coco
-from fcmae.downstream.detection.dataset import InstanceDataset
+from fcmae.downstream.detection.data.coco import CocoAnnotations, read_coco
+from fcmae.downstream.detection.data.dataset import InstanceDataset
 from fcmae.errors import InputError
 
 BLOB = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)

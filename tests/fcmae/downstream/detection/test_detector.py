@@ -12,7 +12,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fcmae.config import DetectorConfig, DetectTestConfig
-from fcmae.downstream.detection.dataset import Target
+from fcmae.downstream.detection.data.dataset import Target
 from fcmae.downstream.detection.detect import Detections, detect
 from fcmae.downstream.detection.model import Detector
 

@@ -8,7 +8,7 @@ import torch
 from coco_files import rectangle, write_coco
 
 from fcmae.config import DetectDataConfig
-from fcmae.downstream.detection.dataset import Target, open_instances
+from fcmae.downstream.detection.data.dataset import Target, open_instances
 from fcmae.downstream.detection.detect import Detections
 from fcmae.downstream.detection.metrics import AveragePrecision
 from fcmae.downstream.samples import write_samples

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcmae.config import PixelConfig
-from fcmae.downstream.detection.dataset import Example, Target
-from fcmae.downstream.detection.transforms import LargeScaleJitter, normalised
+from fcmae.downstream.detection.data.dataset import Example, Target
+from fcmae.downstream.detection.data.transforms import LargeScaleJitter, normalised
 
 PLAIN = PixelConfig(in_chans=1, mean=(0.0,), std=(1.0,))
 

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from fcmae.config import PixelConfig
 from fcmae.data import mean_std
-from fcmae.downstream.detection.dataset import Example, Target
+from fcmae.downstream.detection.data.dataset import Example, Target
 
 
 def normalised(pixels: Tensor, config: PixelConfig) -> Tensor:

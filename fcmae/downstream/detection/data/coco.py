@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fcmae.downstream.detection.instances import BrokenInstanceError, Instance, read_instance
+from fcmae.downstream.detection.data.instances import BrokenInstanceError, Instance, read_instance
 from fcmae.errors import InputError
 
 

@@ -12,8 +12,8 @@ from fcmae.config import DetectDataConfig
 from fcmae.data import ImageDataset, UnreadableImageError, decode_image
 from fcmae.data.decode import with_channels
 from fcmae.data.sources.splits import hold_out
-from fcmae.downstream.detection.coco import CocoAnnotations, CocoImage, read_coco
-from fcmae.downstream.detection.instances import Instance, decode_masks, encode_mask
+from fcmae.downstream.detection.data.coco import CocoAnnotations, CocoImage, read_coco
+from fcmae.downstream.detection.data.instances import Instance, decode_masks, encode_mask
 from fcmae.downstream.samples import CLASSES, Sample, draw_samples
 from fcmae.errors import InputError
 

@@ -1,0 +1,1 @@
+"""Annotated images: COCO files, checked instances, and what training makes of them."""

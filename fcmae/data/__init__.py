@@ -16,6 +16,7 @@ from fcmae.data.transforms import (
     multi_crop,
     pretrain_transform,
 )
+from fcmae.data.watch import explained
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -34,6 +35,7 @@ __all__ = [
     "denormalise",
     "eval_transform",
     "evaluation_batches",
+    "explained",
     "finetune_transform",
     "mean_std",
     "multi_crop",

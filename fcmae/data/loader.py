@@ -13,7 +13,7 @@ from fcmae.data.decode import UnreadableImageError
 from fcmae.data.order import announced, kept_generators, seed_generators, seed_of, shuffled_passes
 from fcmae.data.transforms.crops import Cut, RandomCut
 from fcmae.data.transforms.on_device import DeviceCrops, pack
-from fcmae.data.watch import Reading
+from fcmae.data.watch import Reading, leave_signals_to_parent
 from fcmae.errors import InputError
 
 Images = TypeVar("Images")
@@ -261,6 +261,7 @@ def _batches(samples: _Samples, order: Iterable, *, workers: int, timeout: float
         num_workers=workers,
         collate_fn=_collate,
         timeout=timeout if workers else 0,
+        worker_init_fn=leave_signals_to_parent,
         # The loader seeds its workers from this; without it, from the global generator, which must not move.
         generator=torch.Generator().manual_seed(0),
     )

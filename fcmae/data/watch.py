@@ -1,8 +1,11 @@
 """What the loader's processes are reading: a hung or killed one ends in a line that names the image."""
 
 import re
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import torch
 from torch.utils.data import get_worker_info
@@ -35,8 +38,10 @@ class Reading:
             yield
             return
         self._index_of_worker[worker.id] = index
-        yield
-        self._index_of_worker[worker.id] = -1
+        try:
+            yield
+        finally:  # an unreadable image is read, too
+            self._index_of_worker[worker.id] = -1
 
     def explain(self, error: RuntimeError, *, timeout: float) -> InputError | None:
         """What to raise for a RuntimeError of the loader; None: it is no timeout and no killed process."""
@@ -55,3 +60,38 @@ class Reading:
             f"data.timeout: expected a batch within {timeout:g} s, got none {where}. "
             "Check the disk and the files, or raise data.timeout."
         )
+
+
+@contextmanager
+def explained(batches: Iterator[Any]) -> Iterator[None]:
+    """Inside, a loader process that is killed ends in the line in which it would end while it is waited for.
+
+    torch reports it from a signal handler, so wherever this process is, and mostly between two batches.
+
+    Args:
+        batches: A loader's; other iterators explain nothing.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(batches, Generator):
+            batches.throw(error)
+        raise
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Let a loader process live on when a terminal or Slurm asks all processes of a run to stop.
+
+    The training process saves, for which it needs its batches, and ends its loaders itself. A second SIGTERM
+    ends the process, as torch does where one hangs.
+
+    Args:
+        worker: Its number; not used.
+    """
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, first)

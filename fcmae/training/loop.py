@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fcmae.config_io import to_dict
+from fcmae.data import explained
 from fcmae.masking import BatchPart
 from fcmae.training.checkpoints import Start, checkpoint_folder, save_checkpoint
 from fcmae.training.devices import compiled
@@ -163,7 +164,11 @@ def train(
         load_optimizer_state(adamw, start.state["optimizer"])
     optimizer = cast(Optimizer, fabric.setup_optimizers(adamw))
 
-    with open_run(fabric, config, start, model=model, images=images) as log, StopRequests() as stop:
+    with (
+        open_run(fabric, config, start, model=model, images=images) as log,
+        explained(batches),
+        StopRequests() as stop,
+    ):
         bad_images = BadImages(log, limit=config.data.max_bad_images, known=start.state.get("bad_images", ()))
         skipped = SkippedSteps(
             log, model, limit=settings.max_skipped_steps, known=start.state.get("skipped_steps", ())

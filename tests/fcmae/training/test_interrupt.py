@@ -15,7 +15,7 @@ from training_runs import assert_same_tensors, events, last_state
 
 from fcmae import cli
 from fcmae.config import PretrainConfig
-from fcmae.errors import Stopped
+from fcmae.errors import InputError, Stopped
 from fcmae.training.finetune import finetune
 from fcmae.training.interrupt import StopRequests
 from fcmae.training.pretrain import pretrain
@@ -65,6 +65,47 @@ def test_finetuning_saves_stops_and_goes_on(finetune_config, monkeypatch):
     whole, state = (last_state(finetune_config(name).run.dir) for name in ("whole", "stopped"))
     assert_same_tensors(state["model"], whole["model"])
     assert_same_tensors(state["ema"], whole["ema"])
+
+
+@pytest.mark.parametrize("number", StopRequests.SIGNALS)
+def test_all_processes_are_told_at_once(pretrain_config, monkeypatch, number: signal.Signals):
+    """As by a terminal's Ctrl-C and by Slurm: the loader's processes too."""
+    config = pretrain_config(data={"workers": 2}, steps=20, checkpoint_every=100)
+    inner, calls = torch.optim.AdamW.step, []
+
+    def signalling(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            for process in multiprocessing.active_children():
+                assert process.pid is not None
+                os.kill(process.pid, number)
+            time.sleep(0.2)  # in which torch would report their end
+            os.kill(os.getpid(), number)
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", signalling)
+    with pytest.raises(Stopped, match=f"{number.name}: stopped and saved after step 4"):
+        pretrain(config)
+    assert last_state(config.run.dir)["step"] == 4
+    assert not multiprocessing.active_children()
+
+
+def test_a_loader_process_killed_between_two_batches(pretrain_config, monkeypatch):
+    config = pretrain_config(data={"workers": 1})
+    inner = torch.optim.AdamW.step
+
+    def killing(*args: Any, **kwargs: Any) -> Any:
+        for process in multiprocessing.active_children():
+            process.kill()
+        time.sleep(1)  # in which torch's handler raises
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", killing)
+    with pytest.raises(
+        InputError, match=r"data\.workers: expected .*, got process \d+ killed while"
+    ) as caught:
+        pretrain(config)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_signal_in_the_last_step_changes_nothing(pretrain_config, monkeypatch):

@@ -117,6 +117,18 @@ def test_sparse_ops_imports_torch_only(path: Path) -> None:
         assert {name.split(".")[2] for name in others} <= {own}, "backends never import each other"
 
 
+def test_any_folders_of_tests_run_in_one_command() -> None:
+    """Without packages, pytest and imports know a file of tests by its name alone."""
+    paths = [path for path in sources("tests") if path.name != "conftest.py"]
+    assert len({path.name for path in paths}) == len(paths)
+    from_conftest = [path for path in paths if "conftest" in {*map(_first, imported(path.read_text()))}]
+    assert not from_conftest, "there are several: keep helpers in a file with a name of its own"
+
+
+def _first(name: str) -> str:
+    return name.split(".")[0]
+
+
 def test_sparse_ops_runs_without_optional_packages() -> None:
     program = """
 import sys

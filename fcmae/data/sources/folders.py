@@ -3,6 +3,7 @@
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import overload
 
 from fcmae.data.decode import IMAGE_EXTENSIONS, UnreadableImageError
@@ -83,6 +84,12 @@ class PathList(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        start = 0
+        for end in islice(self._ends, 1, None):
+            yield os.path.join(self._root, os.fsdecode(bytes(self._names[start:end])))
+            start = end
 
     @overload
     def __getitem__(self, index: int) -> str: ...

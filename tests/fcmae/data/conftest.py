@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_files import write_image
 
 
 @pytest.fixture(autouse=True)
@@ -15,13 +14,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def write_image(path: Path, seed: int, size: tuple[int, int] = (40, 36)) -> None:
-    """An RGB picture of noise, (width, height) `size`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,19 +42,25 @@ def test_the_order_is_that_of_all_paths_sorted_at_once(tmp_path: Path):
     assert list(PathList("/root", [])) == []
 
 
+@dataclass(slots=True)
+class Entry:
+    name: str
+    is_folder: bool
+
+    def is_dir(self) -> bool:
+        return self.is_folder
+
+
 def fake_tree(monkeypatch: pytest.MonkeyPatch, count: int, per_folder: int) -> None:
     """`os.scandir` of a folder of class folders of image files, none of which exists."""
 
-    def entry(name: str, is_folder: bool) -> SimpleNamespace:
-        return SimpleNamespace(name=name, is_dir=lambda: is_folder)
-
     @contextmanager
-    def scandir(path: str) -> Iterator[Iterator[SimpleNamespace]]:
+    def scandir(path: str) -> Iterator[Iterator[Entry]]:
         folder = os.path.basename(os.path.normpath(path))
         if folder.startswith("n0"):
-            yield (entry(f"{folder}_{number:05}.JPEG", False) for number in range(per_folder))
+            yield (Entry(f"{folder}_{number:05}.JPEG", False) for number in range(per_folder))
         else:
-            yield (entry(f"n0{number:07}", True) for number in range(count // per_folder))
+            yield (Entry(f"n0{number:07}", True) for number in range(count // per_folder))
 
     numbers = iter(range(count))
     monkeypatch.setattr(folders.os, "scandir", scandir)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from conftest import write_image
+from image_files import write_image
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 

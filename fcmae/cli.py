@@ -13,7 +13,7 @@ EXIT_STOPPED = 75
 """A run was told to stop and has saved, or lost a process: EX_TEMPFAIL, for a scheduler to start it again."""
 
 
-_EXTRAS = {"faster_coco_eval": "downstream"}
+_EXTRAS = {name: "downstream" for name in ("faster_coco_eval", "torchmetrics", "transformers")}
 """Packages that some commands need -> the extra that brings them."""
 
 

@@ -1,4 +1,4 @@
-"""The shipped configurations of segmentation load, say their command and hold differences from the defaults."""
+"""The shipped configurations of segmentation load, say their command and repeat no default."""
 
 from pathlib import Path
 

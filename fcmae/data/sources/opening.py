@@ -89,7 +89,10 @@ def _open_encoded(
     if config.source == "folder":
         return open_folder(root, field=field, labelled=labelled, classes=classes, decoding=decoding)
     open_ = open_shards if config.source == "shards" else open_parquet
-    return open_(root, config, field=field, labelled=labelled, classes=classes, decoding=decoding)
+    dataset = open_(root, config, field=field, labelled=labelled, classes=classes, decoding=decoding)
+    if not len(dataset):
+        raise InputError(f"{field}: expected at least one image, got none in {root}. Check the path.")
+    return dataset
 
 
 def _smallest_useful_side(config: DataConfig) -> int:

@@ -128,7 +128,9 @@ def _open_table(root: str, cache_dir: str, field: str) -> Any:
     try:
         for name in files:  # whose own errors would not say which file
             read_metadata(name)
-        return load_from_disk(root) if saved else Dataset.from_parquet([*files], cache_dir=cache_dir)
+        # datasets takes paths for patterns, too.
+        patterns = map(glob.escape, files)
+        return load_from_disk(root) if saved else Dataset.from_parquet([*patterns], cache_dir=cache_dir)
     except Exception as error:  # of Arrow's, of datasets' and of the disk's many types
         reason = " ".join(str(error.__cause__ or error).split())
         raise InputError(
@@ -138,7 +140,8 @@ def _open_table(root: str, cache_dir: str, field: str) -> Any:
 
 def _parquet_files(root: str, field: str) -> list[str]:
     pattern = os.path.join(glob.escape(root), "*.parquet") if os.path.isdir(root) else root
-    files = sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
+    found = [root] if os.path.isfile(root) else glob.glob(pattern)
+    files = sorted(path for path in found if os.path.isfile(path))
     if not files:
         raise InputError(
             f"{field}: expected .parquet files or a dataset saved by save_to_disk, got none: {root}. "

@@ -21,6 +21,8 @@ from fcmae.errors import InputError
 BLOCK = tarfile.BLOCKSIZE
 """Bytes that a header takes, and a multiple of which a member does."""
 _THREADS = 4
+_LARGEST = 2**62
+"""Bytes of a member; a damaged header may name more than fit into the index."""
 
 Row = tuple[int, int, int]
 """Offset, size and label of an image."""
@@ -185,18 +187,18 @@ def _scan(file: BinaryIO) -> tuple[list[Row], str]:
                     finish()
                     current, image, label = key, None, -1
                 if extension in IMAGE_EXTENSIONS and image is None:
-                    image = (member.offset_data, member.size)
+                    image = (member.offset_data, min(member.size, _LARGEST))
                 elif extension == ".cls":
                     place = file.tell()
                     file.seek(member.offset_data)
-                    text = file.read(member.size)
+                    text = file.read(min(member.size, BLOCK))
                     file.seek(place)
-                    label = int(text) if text.strip().isdigit() else -1
+                    label = int(text) if text.strip().isdigit() and len(text) < 10 else -1  # int32
             file.seek(expected)
             tail = file.read(BLOCK)
             if len(tail) < BLOCK or any(tail):
                 problem = problem or f"damaged or truncated at byte {expected}"
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, OverflowError, ValueError, tarfile.TarError) as error:  # a header may name any size
         problem = problem or " ".join(str(error).split())
     finish()
     return rows, problem

@@ -48,12 +48,12 @@ def find_shards(root: str, *, field: str, remote: RemoteFiles | None = None) -> 
     """
     if remote is not None:
         if root.startswith("pipe:") or urlsplit(root).path.endswith(".tar"):
-            return ShardSet(paths=_expanded(root))
+            return ShardSet(paths=_expanded(root, field))
         folder = root.removesuffix(MANIFEST).rstrip("/")
         manifest = f"{folder}/{MANIFEST}"
         return _from_manifest(remote.read(manifest), manifest, folder, field)
     if not os.path.isdir(root):
-        return ShardSet(paths=[_existing(path, field) for path in _expanded(root)])
+        return ShardSet(paths=[_existing(path, field) for path in _expanded(root, field)])
     manifest = os.path.join(root, MANIFEST)
     if os.path.exists(manifest):
         shards = _from_manifest(Path(manifest).read_bytes(), manifest, root, field)
@@ -66,11 +66,19 @@ def find_shards(root: str, *, field: str, remote: RemoteFiles | None = None) -> 
     return ShardSet(paths=paths)
 
 
-def _expanded(pattern: str) -> list[str]:
+def _expanded(pattern: str, field: str) -> list[str]:
     # Here, not above: the GPU benchmark imports this package where only PyTorch and timm are installed.
     from braceexpand import braceexpand
 
-    return list(braceexpand(pattern))
+    if os.path.isfile(pattern):
+        return [pattern]
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:
+        raise InputError(
+            f"{field}: expected a shard, or a pattern such as shard-{{000..146}}.tar, got half a pair of "
+            f"braces: {pattern}. Close it."
+        ) from error
 
 
 def _from_manifest(content: bytes, manifest: str, folder: str, field: str) -> ShardSet:

@@ -71,7 +71,8 @@ class ShardDataset(EncodedDataset):
         try:
             with self._open(self._index.shard[index]) as file:
                 file.seek(int(self._index.offset[index]) - BLOCK)
-                header, content = file.read(BLOCK), file.read(size)
+                # A damaged header may name more bytes than a computer has.
+                header, content = file.read(BLOCK), file.read(min(size, os.fstat(file.fileno()).st_size))
             name = f"{path}/{tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape').name}"
         except (OSError, tarfile.HeaderError) as error:
             raise UnreadableImageError(self.name_of(index), str(error)) from error

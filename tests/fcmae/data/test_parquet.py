@@ -166,6 +166,13 @@ def test_a_changed_file_is_read_anew(table: Dataset, tmp_path: Path):
     assert len(open_all(root)) == 6
 
 
+def test_paths_are_no_patterns_of_their_own(table: Dataset, tmp_path: Path):
+    folder = tmp_path / "é [1]*"
+    folder.mkdir()
+    table.to_parquet(str(folder / "part[2].parquet"))
+    assert len(open_all(folder)) == len(open_all(folder / "part[2].parquet")) == len(table)
+
+
 def test_refusals(table: Dataset, parquet: Path, tmp_path: Path, monkeypatch):
     def check(root: Path | str, part: str, **options) -> None:
         with pytest.raises(InputError, match=part) as caught:

@@ -278,6 +278,41 @@ def test_refusals_of_the_source(sharded: Path, tmp_path: Path):
     check(sharded, r"data\.labels: expected none with data\.source=shards", labels="l.npy")
 
 
+@pytest.mark.parametrize("size", [2**40, 2**62, 2**70])
+def test_a_header_that_names_any_size(tmp_path: Path, size: int):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("0.png", "1.png"):
+            write_image(tmp_path / "images" / name, 0)
+            tar.add(tmp_path / "images" / name, name)
+    damaged = tarfile.TarInfo("2.png")
+    damaged.size = size
+    with (tmp_path / "a.tar").open("r+b") as file, tarfile.open(fileobj=file) as tar:
+        end = max(member.offset_data + -(-member.size // 512) * 512 for member in tar)
+        file.seek(end)
+        file.write(damaged.tobuf(tarfile.GNU_FORMAT))
+    batch = batches(tmp_path, batch_size=8, stop=1)[0]
+    assert len(batch.images) == 8 and batch.bad
+
+
+@pytest.mark.parametrize("pattern", ["a-{000..003.tar", "a-000}.tar"])
+def test_half_a_brace_is_refused(tmp_path: Path, pattern: str):
+    with pytest.raises(InputError, match=r"data\.root: expected a shard, or a pattern .*Close it\."):
+        open_all(tmp_path / pattern)
+
+
+def test_a_shard_without_images_is_refused(tmp_path: Path):
+    tarfile.open(tmp_path / "a.tar", "w").close()
+    with pytest.raises(InputError, match=r"data\.root: expected at least one image, got none in"):
+        open_all(tmp_path)
+
+
+def test_a_shard_of_any_name_is_found(sharded: Path, tmp_path: Path):
+    folder = tmp_path / "é [1] {x"
+    folder.mkdir()
+    (folder / "{0}.tar").write_bytes((sharded / "shard-000000.tar").read_bytes())
+    assert len(open_all(folder / "{0}.tar")) == len(open_all(folder)) > 0
+
+
 def test_statistics_of_shards_are_those_of_the_folder(folder: Path, sharded: Path, tmp_path: Path):
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for root, source, file in ((folder, "folder", files[0]), (sharded, "shards", files[1])):

@@ -29,7 +29,8 @@ class LossReading:
     """
 
     def __init__(self, fabric: Fabric, loss: Tensor, *, stop: bool) -> None:
-        value = torch.stack([loss.detach().float(), loss.new_tensor(float(stop), dtype=torch.float32)])
+        # new_full, not new_tensor: that would copy from the host, and wait for the forward pass.
+        value = torch.stack([loss.detach().float(), loss.new_full((), float(stop), dtype=torch.float32)])
         if fabric.world_size > 1:  # all processes must come to the same verdict
             fabric.all_reduce(value, reduce_op="mean")  # in place
         self._value = value.to("cpu", non_blocking=True)

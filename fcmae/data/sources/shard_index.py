@@ -187,7 +187,7 @@ def _scan(file: BinaryIO) -> tuple[list[Row], str]:
                     finish()
                     current, image, label = key, None, -1
                 if extension in IMAGE_EXTENSIONS and image is None:
-                    image = (member.offset_data, min(member.size, _LARGEST))
+                    image = (member.offset_data, max(-1, min(member.size, _LARGEST)))
                 elif extension == ".cls":
                     place = file.tell()
                     file.seek(member.offset_data)

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcmae.errors import InputError
-from fcmae.training.guards import BadImages, first_non_finite, first_non_finite_weight
+from fcmae.training.guards import BadImages, LossReading, first_non_finite, first_non_finite_weight
 from fcmae.training.logs import RunLog
 from sparse_ops import ActiveSites, SparseImage
 
@@ -65,3 +68,27 @@ def test_each_bad_image_is_named_once_and_too_many_stop_the_run(tmp_path: Path):
             bad.note(["c.png: empty"], step=3)
     written = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["step"], line["name"]) for line in written] == [(1, "b.png: empty"), (3, "c.png: empty")]
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_reading_the_loss_takes_no_tensor_from_the_host():
+    """On a GPU such a copy would wait for the forward pass, and the backward pass would be queued too late."""
+    fabric, loss = Fabric(accelerator="cpu", devices=1), torch.tensor(2.5)
+    with Operators() as ran:
+        reading = LossReading(fabric, loss, stop=True)
+    assert "aten::stack" in ran.names and "aten::lift_fresh" not in ran.names
+    assert reading.wait() == (2.5, True)
+    with Operators() as ran:
+        torch.tensor(1.0)
+    assert "aten::lift_fresh" in ran.names  # the name by which torch knows them

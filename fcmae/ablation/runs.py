@@ -39,8 +39,21 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of one of our files; empty where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """The content of one of our files; empty where there is none.
+
+    Raises:
+        InputError: it was damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(
+            f"ablate: expected a mapping in {path}, which fcmae wrote, got a damaged file. Delete it to make "
+            "it anew."
+        )
+    return content
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

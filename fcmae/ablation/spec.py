@@ -24,6 +24,8 @@ KEYS = ("title", "base", "finetune", "hold_out", "changes", "arms", "seeds", "me
 _REQUIRED = ("title", "base", "arms", "seeds", "metrics")
 _OURS = ("run.dir", "train.seed", "resume", "model.weights")
 """What the harness sets."""
+_HELD_OUT = ("data.source", "data.root", "data.val_root")
+"""What it sets with `hold_out`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +174,17 @@ def load_spec(path: Path, options: Mapping[str, str] | None = None) -> AblationS
     if hold_out is not None:
         hold_out = _number(path, "hold_out", hold_out, float)
         check_range(f"{path}: hold_out", hold_out, 0.0, 0.9, open_low=True)
+        placed = [
+            key
+            for each in (changes, *arms.values())
+            for key in each
+            if key.removeprefix("finetune.") in _HELD_OUT
+        ]
+        require(
+            not placed,
+            f"{path}: expected no {', '.join(placed)} beside hold_out, which takes the built-in scans. Leave "
+            "either out.",
+        )
     return AblationSpec(
         path=path,
         title=values["title"],

@@ -100,9 +100,9 @@ def _arms(result: AblationResult, summaries: Sequence[ArmSummary], places: Seque
     for summary in summaries:
         seconds = summary.step_seconds
         values = [
-            None if name not in summary.metrics else scaled(name, summary.metrics[name][part])
+            None if value is None else scaled(name, value)
             for name in result.metrics
-            for part in (0, 1)
+            for value in summary.metrics.get(name, (None, None))
         ]
         rows.append(
             [

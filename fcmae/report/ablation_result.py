@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import mean
+from statistics import mean, stdev
 from typing import Literal
 
-from fcmae.report.comparison import compare, spread
+from fcmae.report.comparison import compare
 
 RunState = Literal["done", "failed", "unfinished"]
 Outcome = Literal["higher", "lower", "not settled"]
@@ -90,8 +90,8 @@ class ArmSummary:
 
     arm: str
     seeds: int
-    metrics: Mapping[str, tuple[float, float]]
-    """Mean, and standard deviation between seeds (n - 1; 0 for one)."""
+    metrics: Mapping[str, tuple[float, float | None]]
+    """Mean, and standard deviation between seeds (n - 1; None for one)."""
     step_seconds: float | None
     """Mean over seeds of the median step."""
     peak_memory_mb: float | None
@@ -130,7 +130,10 @@ def summarise(result: AblationResult) -> list[ArmSummary]:
             ArmSummary(
                 arm=arm,
                 seeds=len(runs),
-                metrics={name: (mean(values), spread(values)) for name, values in columns.items()},
+                metrics={
+                    name: (mean(values), stdev(values) if len(values) > 1 else None)
+                    for name, values in columns.items()
+                },
                 step_seconds=mean(steps) if steps else None,
                 peak_memory_mb=max(memory, default=None),
                 measured_on=list(dict.fromkeys(place for run in runs for place in run.measured_on)),

@@ -28,7 +28,7 @@ def text_table(result: AblationResult) -> str:
     lines = [["arm", "seeds", *(LABELS[name] for name in result.metrics), "step, s", "peak MiB"]]
     for summary in summaries:
         cells = [
-            f"{shown(name, summary.metrics[name][0])} ± {shown(name, summary.metrics[name][1])}"
+            " ± ".join(shown(name, value) for value in summary.metrics[name] if value is not None)
             if name in summary.metrics
             else "-"
             for name in result.metrics

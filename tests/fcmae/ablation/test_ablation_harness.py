@@ -10,7 +10,7 @@ from ablation_runs import SPEC, Scripted, write_spec
 from fcmae import cli
 from fcmae.ablation import harness
 from fcmae.ablation.harness import run_ablation
-from fcmae.ablation.results import expected_shares
+from fcmae.ablation.results import collect, expected_shares
 from fcmae.ablation.spec import load_spec
 from fcmae.config import DataConfig, FCMAEConfig, MAEConfig, PretrainConfig
 from fcmae.errors import InputError
@@ -109,6 +109,7 @@ def test_the_command_tells_failures_by_its_exit_code(
         (("model.execution: leaky_dense", "train.seed: 3"), "the harness sets it"),
         (("metrics:", "hold_out: 1.5\nmetrics:"), "hold_out: expected a value in (0, 0.9], got 1.5"),
         (("metrics:", "hold_out: some\nmetrics:"), "expected a number in hold_out, got some"),
+        (("metrics:", "hold_out: 0.3\nchanges: {data.root: x}\nmetrics:"), "expected no data.root beside"),
         (("metrics:", "equal: {arms: [sparse, none], steps: 1, tolerance: 0}\nmetrics:"), "equal.arms"),
         (("metrics:", "equal: {arms: [sparse, leaky]}\nmetrics:"), "expected arms, steps, tolerance"),
     ],
@@ -145,6 +146,16 @@ def test_arms_override_what_all_share_and_options_come_between(tmp_path: Path) -
     assert (config.train.steps, config.train.betas, config.train.seed) == (9, (0.8, 0.9), 1)
     assert isinstance(config.model, FCMAEConfig) and config.model.execution == "leaky_dense"
     assert config.run.dir == str(tmp_path / "leaky" / "seed_1") and config.run.accelerator == "cpu"
+
+
+def test_damaged_scores_are_one_line(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    scores = tmp_path / "out" / "sparse" / "seed_0" / "scores.json"
+    scores.parent.mkdir(parents=True)
+    for text in ('{"knn": 0.', "[]", "\0\0"):
+        scores.write_text(text)
+        with pytest.raises(InputError, match=r"scores\.json, which fcmae wrote, got a damaged file"):
+            collect(spec, tmp_path / "out")
 
 
 def test_unknown_arms_are_named(tmp_path: Path) -> None:

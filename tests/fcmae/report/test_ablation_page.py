@@ -150,6 +150,16 @@ def test_the_terminal_s_table_has_the_same_numbers() -> None:
     assert lines[3].split() == ["late", "0", "-", "-", "-", "-"]
 
 
+def test_one_seed_has_no_spread(tmp_path: Path) -> None:
+    alone = ablation(run("r0.6", 0, 0.5, 0.9))
+    assert summarise(alone)[0].metrics["loss"] == (0.5, None)
+    line = text_table(alone).splitlines()[1]
+    assert line.split() == ["r0.6", "1", "0.5000", "90.0", "0.500", "700"]
+    write_ablation_page(tmp_path / "page.html", alone, curves=[], configs={})
+    row = re.search(r"<tr><td>r0.6</td>.*?</tr>", (tmp_path / "page.html").read_text())
+    assert row is not None and ">0.5000</td><td>-</td>" in row[0]
+
+
 @pytest.mark.parametrize(
     ("worst", "words"), [({0: 2e-4}, "DISAGREE"), ({}, "not compared"), ({0: 0.0}, "agree")]
 )

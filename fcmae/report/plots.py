@@ -38,6 +38,11 @@ _STYLE: dict[Any, Any] = {
 _COLOURS, _LINES = (FIRST, SECOND, INK, MUTED), ("-", "--", ":", "-.")
 
 
+def _as_written(name: str) -> str:
+    """A name for a legend, which would read a formula between two $ and leave out what begins with _."""
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 @contextmanager
 def _plot(height: float) -> Iterator[tuple[Figure, Axes]]:
     with matplotlib.rc_context(_STYLE):
@@ -88,7 +93,7 @@ def loss_curves(curves: Sequence[tuple[str, Sequence[int], Sequence[float]]]) ->
                 color=colours[index % len(colours)],
                 linestyle=("-", "--", ":")[index // len(colours) % 3],
                 linewidth=max(1.1, 4.8 - 1.8 * index),
-                label=name,
+                label=_as_written(name),
             )
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("loss, mean of the seeds")
@@ -181,7 +186,7 @@ def histories(
                 high = [max(values[stretch]) for stretch in stretches]
                 axes.fill_between(at, low, high, color=style["color"], alpha=0.25, linewidth=0)
             means = [mean(values[stretch]) for stretch in stretches]
-            axes.plot(at, means, label=name, markersize=4, linewidth=1.5, **style)
+            axes.plot(at, means, label=_as_written(name), markersize=4, linewidth=1.5, **style)
         low, high = (end(value for _, _, values in curves for value in values) for end in (min, max))
         if logarithmic and low > 0 and high > 10 * low:
             axes.set_yscale("log")
@@ -208,7 +213,7 @@ def layer_curves(series: Sequence[tuple[str, Sequence[float]]], *, label: str) -
             axes.plot(
                 depth,
                 values,
-                label=name,
+                label=_as_written(name),
                 color=_COLOURS[place % len(_COLOURS)],
                 linestyle=_LINES[place // len(_COLOURS) % len(_LINES)],
                 marker="o",
@@ -237,7 +242,7 @@ def histograms(series: Sequence[tuple[str, Sequence[float]]], *, label: str) -> 
                 bins=[edge / 40 for edge in range(41)],
                 weights=[100 / len(values)] * len(values),
                 histtype="step",
-                label=name,
+                label=_as_written(name),
                 color=_COLOURS[place % len(_COLOURS)],
                 linestyle=_LINES[place // len(_COLOURS) % len(_LINES)],
                 linewidth=1.6,
@@ -249,6 +254,6 @@ def histograms(series: Sequence[tuple[str, Sequence[float]]], *, label: str) -> 
             Line2D([], [], color=patch.get_edgecolor(), linestyle=patch.get_linestyle())
             for patch in axes.patches
         ]
-        names = [name for name, _ in series]
+        names = [_as_written(name) for name, _ in series]
         axes.legend(handles, names, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     return figure

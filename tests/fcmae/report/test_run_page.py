@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,17 @@ def test_several_runs_are_compared_on_one_page(tmp_path: Path, capsys: pytest.Ca
     assert re.findall(r"<td>([^<]*)</td>", differing) == ["train.base_lr", "0.1", "0.2"]
     assert "a/pretrain: 1 to 0.025, b/pretrain: 1 to 0.025" in reader.text
     assert not re.search(r"https?:|//[a-z]", text)
+
+
+def test_names_are_drawn_as_they_are_written(tmp_path: Path) -> None:
+    names = (r"$\frac$", "_hidden", "$", "<script>$a$")
+    runs = [whole_run(tmp_path / name) for name in names]
+    out = tmp_path / "page.html"
+    assert cli.main(["report", *map(str, runs), f"--out={out}"]) == 0
+    text, _ = read(out)
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    for name in names:
+        assert f"{escape(name, quote=False)}</text>" in drawn, name
 
 
 def test_one_run_has_its_page_in_its_folder(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Cell:
     """One encoder under one protocol."""
 
     encoder: str
-    """The checkpoint as it was named, or `random <backbone>`."""
+    """The checkpoint as it was named, or `random <backbone>`, of several networks with `as <checkpoint>`."""
     backbone: str
     parameters: int
     """Of the encoder."""

@@ -1,6 +1,8 @@
 """`fcmae evaluate`: encoders under several protocols, frozen or fine-tuned, in one table."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -87,7 +89,12 @@ def _encoders(config: EvaluateConfig, checkpoints: Sequence[str]) -> list[Loaded
         random_encoder(encoder, seed=config.seed, num_heads=config.num_heads)
         for encoder in reversed(first_of.values())
     ]
-    return loaded + untrained
+    count = Counter(encoder.name for encoder in untrained)
+    return loaded + [
+        # Else two rows of one name: a backbone with another gate, depth or patch is another network.
+        replace(encoder, name=f"{encoder.name} as {like.name}") if count[encoder.name] > 1 else encoder
+        for encoder, like in zip(untrained, reversed(first_of.values()), strict=True)
+    ]
 
 
 def _scores(

@@ -163,10 +163,14 @@ def _backbone(encoder: LoadedEncoder) -> str:
 
 
 def _key(run: FinetuneConfig, encoder: LoadedEncoder, images: Images) -> str:
-    """A hash of the weights, the images and the recipe."""
+    """A hash of the weights, the images with their labels, and the recipe."""
     config = to_dict(replace(run, run=RunConfig()))
     data = {name: value for name, value in config["data"].items() if name not in _PLACES}
-    facts = [encoder.fingerprint, encoder.file, images.train.key, images.val.key, {**config, "data": data}]
+    splits = [
+        [split.key, hashlib.blake2b(split.labels.numpy().tobytes()).hexdigest()]
+        for split in (images.train, images.val)
+    ]
+    facts = [encoder.fingerprint, encoder.file, splits, {**config, "data": data}]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 

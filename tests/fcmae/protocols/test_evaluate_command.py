@@ -1,6 +1,7 @@
 """`fcmae evaluate`: every backbone and checkpoint into one table, whose cells are scikit-learn's numbers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,16 @@ def test_cells_are_those_of_scikit_learn(folder_data: DataConfig, tmp_path: Path
             cell = found[labels, size]
             assert len(scores) == 3 and cell.accuracy == pytest.approx(np.mean(scores), abs=1e-12)
             assert cell.spread == pytest.approx(np.std(scores, ddof=1), abs=1e-12)
+
+
+def test_random_weights_of_two_networks_have_a_row_each(folder_data: DataConfig, tmp_path: Path):
+    for name, gating in (("grn", "grn"), ("se", "se")):
+        save_run(tmp_path / name, replace(MODELS["convnextv2"], gating=gating), folder_data)
+    config = config_for(folder_data, tmp_path, random=True, protocols="knn")
+    table = evaluate(config, [str(tmp_path / name) for name in ("grn", "se")], log=lambda _: 0)
+    names = [cell.encoder for cell in table.cells]
+    assert len(set(names)) == 4 and names[2].endswith(f" as {tmp_path / 'grn'}")
+    assert table.text().count("\nrandom ") == 2
 
 
 def test_other_formats_give_the_same_row(folder_data: DataConfig, tmp_path: Path):

@@ -23,8 +23,11 @@ from fcmae.config import (
 from fcmae.config_io import save_config
 from fcmae.convert import convert_weights
 from fcmae.errors import InputError
+from fcmae.evaluation.encoders import load_encoder
+from fcmae.evaluation.frozen.score import open_images
 from fcmae.evaluation.table import Cell
 from fcmae.protocols.evaluate import evaluate
+from fcmae.protocols.tuning import score_tuned
 from fcmae.training.finetune import finetune
 
 SMALL = TuningConfig(epochs=2, batch_size=6, base_lr=0.02)
@@ -135,6 +138,17 @@ def test_finished_runs_are_not_repeated_and_others_are_not_taken_for_them(
     save_run(tmp_path / "other", replace(MODELS["convnextv2"], dims=(4, 4, 8, 16)), folder_data)
     with pytest.raises(Step):
         cells_of(config, tmp_path / "other")
+
+
+def test_a_run_of_other_labels_is_another_run(folder_data: DataConfig, tmp_path: Path):
+    """Of an array, the labels lie in a file of their own: the same images may have others tomorrow."""
+    save_run(tmp_path / "run", MODELS["convnextv2"], folder_data)
+    config = config_for(folder_data, tmp_path, protocols="finetune")
+    images, encoder = open_images(config), load_encoder(tmp_path / "run", in_chans=3)
+    others = replace(images, train=replace(images.train, labels=images.train.labels.roll(1)))
+    for each, runs in ((images, 1), (others, 2)):
+        list(score_tuned("finetune", config, encoder, each, device=torch.device("cpu"), log=lambda _: 0))
+        assert len(runs_in(tmp_path)) == runs
 
 
 def test_a_recipe_is_followed_with_as_many_images_a_step(folder_data: DataConfig, tmp_path: Path):

@@ -42,7 +42,7 @@ def evaluate(
         noting: Takes note of unreadable images.
         per_class: Also the AP of each class.
     """
-    metric = AveragePrecision(categories, device=fabric.device, per_class=per_class)
+    metric = AveragePrecision(categories, per_class=per_class)
     share = dataset.subset(range(fabric.global_rank, len(dataset), fabric.world_size))
     for example, found in detections(fabric, detector, share, config, noting=noting):
         metric.add(found, example.target)

@@ -1,6 +1,8 @@
 """COCO's average precision of boxes and masks."""
 
-import torch
+from typing import Any
+
+from torch import distributed
 from torchmetrics.detection import MeanAveragePrecision
 
 from fcmae.downstream.detection.data.dataset import Target
@@ -21,37 +23,35 @@ _KINDS = {"bbox": "box", "segm": "mask"}
 class AveragePrecision:
     """COCO's metrics, by torchmetrics: crowds are neither found nor missed.
 
-    In a run of several processes each adds its share of the images, and all compute the whole's.
+    In a run of several processes each adds its share of the images, which may be none, and all compute the
+    whole's.
 
     Args:
         categories: (id, name) of each class.
-        device: Where the processes exchange what they added.
         per_class: Also the AP of each class, which takes as long again.
     """
 
-    def __init__(
-        self, categories: tuple[tuple[int, str], ...], *, device: torch.device, per_class: bool = False
-    ) -> None:
+    def __init__(self, categories: tuple[tuple[int, str], ...], *, per_class: bool = False) -> None:
         self._categories = categories
         self._metric = MeanAveragePrecision(
             iou_type=("bbox", "segm"),
             class_metrics=per_class,
             backend="faster_coco_eval",
-        ).to(device)
-        self._device = device
+            sync_on_compute=False,  # it needs as many images of each process (torchmetrics 1.9)
+        )
         self._metric.warn_on_many_detections = False  # COCO's best 100 count, as everywhere
 
     def add(self, found: Detections, target: Target) -> None:
         """Count what was found in an image against what is in it."""
         self._metric.update(
-            [{key: value.to(self._device) for key, value in found._asdict().items()}],
+            [{key: value.cpu() for key, value in found._asdict().items()}],
             [
                 {
-                    "boxes": target.boxes.to(self._device),
-                    "labels": target.labels.to(self._device),
+                    "boxes": target.boxes,
+                    "labels": target.labels,
                     "masks": target.masks.bool(),
-                    "iscrowd": target.crowd.long().to(self._device),
-                    "area": target.area.to(self._device),
+                    "iscrowd": target.crowd.long(),
+                    "area": target.area,
                 }
             ],
         )
@@ -62,7 +62,13 @@ class AveragePrecision:
         "ap" is the mean over overlaps of 0.5 to 0.95 and classes, "ap50" and "ap75" at one overlap, "ar" the
         recall of 100 detections an image. Per class, "box_ap/<name>" and "mask_ap/<name>".
         """
-        result = self._metric.compute()
+        metric = self._metric
+        if distributed.is_initialized():
+            shares: list[Any] = [None] * distributed.get_world_size()
+            distributed.all_gather_object(shares, metric.metric_state)
+            for name in metric.metric_state:
+                setattr(metric, name, [entry for share in shares for entry in share[name]])
+        result = metric.compute()
         found = {
             f"{_KINDS[kind]}_{ours}": float(result[f"{kind}_{theirs}"])
             for kind in _KINDS

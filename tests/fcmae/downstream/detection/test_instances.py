@@ -123,7 +123,7 @@ def found(target: Target, chosen: list[int], scores: list[float]) -> Detections:
 
 
 def measure(*pairs: tuple[Detections, Target]) -> dict[str, float]:
-    metric = AveragePrecision(CATEGORIES, device=torch.device("cpu"), per_class=True)
+    metric = AveragePrecision(CATEGORIES, per_class=True)
     for detections, target in pairs:
         metric.add(detections, target)
     return metric.compute()

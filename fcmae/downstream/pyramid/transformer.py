@@ -1,6 +1,7 @@
 """The pyramids of encoders with transformer blocks at stride 16: ConvMAE and ViT."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -78,6 +79,10 @@ class TransformerPyramid(FeaturePyramid):
             reach = [(window, window) if window else grid for window in self.windows]
             self.relative = nn.ModuleList(RelativePositions(side, head_dim) for side in reach)
         self.absolute = positions != "relative"
+        for block in blocks:
+            # The instance's own forward, so that what wraps a block's call, as activation checkpointing does,
+            # wraps this one; a wrapping module would change its parameters' names.
+            block.forward = partial(attend, block)
 
     def mix(
         self,
@@ -95,7 +100,7 @@ class TransformerPyramid(FeaturePyramid):
         real = None if sites is None else sites.downsample(2).downsample(2).active
         for number, block in enumerate(blocks):
             relative = None if self.relative is None else self.relative[number]
-            tokens = attend(block, tokens, window=self.windows[number], relative=relative, real=real)
+            tokens = block(tokens, window=self.windows[number], relative=relative, real=real)
         return tokens
 
     def name_in_encoder(self, name: str) -> str | None:

@@ -11,6 +11,7 @@ from fcmae.downstream import create_pyramid
 from fcmae.errors import InputError
 from fcmae.models import ConvMAEEncoder, ViTEncoder, create_backbone
 from fcmae.models.transformer import transformer_blocks
+from fcmae.training.sharding import checkpoint_activations
 
 WIDTHS = {
     "convnextv2_atto": (8, 12, 16, 20),
@@ -225,3 +226,27 @@ def test_blocks_are_timms() -> None:
     """`attend` knows nothing of layer scale."""
     block = transformer_blocks(1, 8, num_heads=2)[0]
     assert isinstance(block.ls1, nn.Identity) and isinstance(block.ls2, nn.Identity)
+
+
+def test_checkpointed_blocks_keep_little_and_run_twice(transformer: str) -> None:
+    def run(*, checkpointed: bool) -> tuple[int, int, list[Tensor]]:
+        """Numbers kept for the backward pass, calls of the last attention, and gradients."""
+        torch.manual_seed(0)
+        pyramid = small_pyramid(transformer, positions="both", window_size=2)
+        if checkpointed:
+            checkpoint_activations(pyramid)
+        calls: list[None] = []
+        last = pyramid.get_submodule("encoder.blocks.4" if transformer[0] == "v" else "encoder.blocks3.4")
+        last.get_submodule("attn.proj").register_forward_hook(lambda *_: calls.append(None))
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            maps = pyramid(torch.randn(2, 3, 128, 128), [(128, 128), (70, 90)])
+        torch.stack([values.square().mean() for values in maps.values()]).sum().backward()
+        return sum(kept), len(calls), [value.grad for value in pyramid.parameters() if value.grad is not None]
+
+    plain, checkpointed = run(checkpointed=False), run(checkpointed=True)
+    assert (plain[1], checkpointed[1]) == (1, 2)
+    assert checkpointed[0] < 0.6 * plain[0]
+    assert all(map(torch.equal, plain[2], checkpointed[2])) and len(plain[2]) == len(checkpointed[2])

@@ -217,7 +217,7 @@ def train(
                     step=done,
                     loss=loss,
                     lr=lr,
-                    gradient_norm=norm if math.isfinite(norm) else None,
+                    gradient_norm=norm,
                     **further,
                     **pace_now,
                     memory_mb=memory,

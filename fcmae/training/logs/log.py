@@ -1,6 +1,7 @@
 """log.jsonl, and whoever else is told what a run writes there."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,21 +67,22 @@ class RunLog:
         self._progress = open_progress(start=start, steps=steps, shown=rank == 0)
 
     def write(self, event: str, *, step: int, **values: Any) -> None:
-        """Append {"event", "step", **values}.
+        """Append {"event", "step", **values}; a number that is not finite, which JSON lacks, as null.
 
         Raises:
             InputError: the disk is full or gone.
         """
-        try:
-            self._file.write(json.dumps({"event": event, "step": step, **values}, allow_nan=False) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
+        values = {name: value if _has_sign(value) else None for name, value in values.items()}
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         if event == "train":
             self._newest |= numbers
-        for board in self._boards if numbers else ():
-            board.numbers({f"{event}/{name}": value for name, value in numbers.items()}, step=step)
+        try:
+            self._file.write(json.dumps({"event": event, "step": step, **values}, allow_nan=False) + "\n")
+            self._file.flush()
+            for board in self._boards if numbers else ():
+                board.numbers({f"{event}/{name}": value for name, value in numbers.items()}, step=step)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
 
     def picture(self, event: str, picture: Tensor, *, step: int, **values: Any) -> None:
         """Write a picture, uint8 [H, W, 3], to `<run>/<event>s/step_<step>.png`, and its event with "file".
@@ -95,11 +97,11 @@ class RunLog:
             temporary = path.with_suffix(".tmp")
             Image.fromarray(picture.numpy()).save(temporary, format="PNG")
             os.replace(temporary, path)
+            for board in self._boards:
+                board.picture(event, picture, step=step)
         except OSError as error:
             raise _cannot_write(path, error) from error
         self.write(event, step=step, file=str(file), **values)
-        for board in self._boards:
-            board.picture(event, picture, step=step)
 
     def say(self, message: str) -> None:
         """Print a line, above the progress bar where there is one."""
@@ -111,11 +113,20 @@ class RunLog:
         self._progress.advance({**self._newest, **shown})
 
     def close(self) -> None:
-        """Close the files, the dashboards and the bar."""
+        """Close the files, the dashboards and the bar.
+
+        Raises:
+            InputError: the disk is full or gone.
+        """
         self._progress.close()
-        self._file.close()
-        for board in self._boards:
-            board.close()
+        failed: OSError | None = None
+        for opened in (self._file, *self._boards):
+            try:
+                opened.close()
+            except OSError as error:
+                failed = error
+        if failed is not None:
+            raise _cannot_write(self.path, failed) from failed
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +134,15 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except InputError:
+            if error is None:  # otherwise that one says more
+                raise
+
+
+def _has_sign(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:

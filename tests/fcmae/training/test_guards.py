@@ -83,7 +83,7 @@ class Operators(TorchDispatchMode):
 
 
 def test_reading_the_loss_takes_no_tensor_from_the_host():
-    """On a GPU such a copy would wait for the forward pass, and the backward pass would be queued too late."""
+    """On a GPU such a copy would wait for the forward pass, and the backward pass be queued too late."""
     fabric, loss = Fabric(accelerator="cpu", devices=1), torch.tensor(2.5)
     with Operators() as ran:
         reading = LossReading(fabric, loss, stop=True)

@@ -1,6 +1,8 @@
 """log.jsonl: one good line an event, and no curve twice."""
 
+import errno
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from fcmae.errors import InputError
 from fcmae.training.logs import RunLog, TensorBoard, peak_memory_mb
+from fcmae.training.logs.boards import Board
 
 
 def lines(run_dir: Path) -> list[dict]:
@@ -62,6 +65,43 @@ def test_a_picture_on_a_full_disk_is_one_line(tmp_path: Path):
         (tmp_path / "reconstructions").write_text("a file in the folder's place")
         with pytest.raises(InputError, match=r"run\.dir: expected to write .*step_00000003\.png"):
             log.picture("reconstruction", torch.zeros(2, 2, 3, dtype=torch.uint8), step=3)
+
+
+class FullBoard(Board):
+    """A dashboard on a full disk, as TensorBoard's meets it: some time later, and when it is closed."""
+
+    def numbers(self, values: Mapping[str, float], *, step: int) -> None:
+        if step > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def picture(self, name: str, picture: torch.Tensor, *, step: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_dashboard_on_a_full_disk_is_one_line(tmp_path: Path):
+    line = r"run\.dir: expected to write .*, got: No space left on device\."
+    log = RunLog(tmp_path, start=0, steps=2, boards=lambda: [FullBoard()])
+    log.write("train", step=1, loss=0.5)
+    with pytest.raises(InputError, match=line):
+        log.write("train", step=2, loss=0.5)
+    with pytest.raises(InputError, match=line):
+        log.picture("reconstruction", torch.zeros(2, 2, 3, dtype=torch.uint8), step=2)
+    with pytest.raises(InputError, match=line), log:
+        pass
+    with (
+        pytest.raises(ValueError, match="what ended the run"),
+        RunLog(tmp_path, start=0, steps=2, boards=lambda: [FullBoard()]),
+    ):
+        raise ValueError("what ended the run")
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path):
+    with RunLog(tmp_path, start=0, steps=2) as log:
+        log.write("eval", step=1, loss=float("inf"), accuracy=0.5)
+    assert lines(tmp_path) == [{"event": "eval", "step": 1, "loss": None, "accuracy": 0.5}]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path):

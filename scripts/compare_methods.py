@@ -27,8 +27,8 @@ from fcmae.methods import MSN, Method, from_config
 from fcmae.models import Encoder
 from fcmae.report.methods import Arm, Scores, write_methods_page
 from fcmae.report.samples import read_events
+from fcmae.training.engine.seeding import seed_draws
 from fcmae.training.pretrain import pretrain
-from fcmae.training.seeding import seed_draws
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 COLLAPSE = (

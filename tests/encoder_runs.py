@@ -22,7 +22,7 @@ from fcmae.config import (
 )
 from fcmae.config_io import to_dict
 from fcmae.methods import MSN, Method, from_config
-from fcmae.training.checkpoints import save_checkpoint
+from fcmae.training.engine.checkpoints import save_checkpoint
 
 MODELS: dict[str, ModelConfig] = {
     "convnextv2": FCMAEConfig(

@@ -74,7 +74,7 @@ def outside_torch(source: str) -> list[str]:
 @pytest.mark.parametrize(
     ("package", "source"),
     [
-        ("data", "import fcmae.training.run"),
+        ("data", "import fcmae.training.engine.run"),
         ("convert", "def f():\n    from fcmae.methods import create_method"),
         ("models", "from fcmae import create_method"),
         ("models", "import fcmae"),

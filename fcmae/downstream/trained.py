@@ -11,7 +11,7 @@ from fcmae.config_io import config_help, dotted, from_dict, load_config, to_dict
 from fcmae.convert.files import read_checkpoint, read_newest_checkpoint
 from fcmae.data.sources.folders import find_images
 from fcmae.errors import InputError
-from fcmae.training.checkpoints import require_same_model
+from fcmae.training.engine.checkpoints import require_same_model
 
 Config = TypeVar("Config", bound=Any)
 

@@ -26,9 +26,9 @@ from fcmae.evaluation.encoders import LoadedEncoder, heads_of
 from fcmae.evaluation.frozen.score import Images
 from fcmae.evaluation.table import Score
 from fcmae.models import PRESETS, ConvMAEEncoder, ViTEncoder
+from fcmae.training.engine.run import LOADING
 from fcmae.training.finetune import finetune
 from fcmae.training.freezing import require_blocks
-from fcmae.training.run import LOADING
 
 # Fields of the data that change no weight: which images they are, the splits' keys tell.
 _PLACES = ("root", "val_root", "labels", *LOADING)

@@ -22,14 +22,14 @@ from fcmae.data import (
 )
 from fcmae.errors import InputError
 from fcmae.masking import BatchPart
-from fcmae.training.checkpoints import find_start, require_same_classes
 from fcmae.training.classifier import build_classifier
-from fcmae.training.devices import launch_fabric, shared_out
+from fcmae.training.engine.checkpoints import find_start, require_same_classes
+from fcmae.training.engine.devices import launch_fabric, shared_out
+from fcmae.training.engine.loop import Event, Running, Task, train
+from fcmae.training.engine.optim import layer_scale
+from fcmae.training.engine.run import batches_of
+from fcmae.training.engine.seeding import seed_draws
 from fcmae.training.evaluate import evaluate, with_best
-from fcmae.training.loop import Event, Running, Task, train
-from fcmae.training.optim import layer_scale
-from fcmae.training.run import batches_of
-from fcmae.training.seeding import seed_draws
 
 
 class Finetuning(Task):

@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn
 
 from fcmae.errors import InputError
-from fcmae.training.optim import layer_id
+from fcmae.training.engine.optim import layer_id
 
 # The MLP of a block, the norm before it (ConvNeXt has one norm a block) and a layer scale behind it.
 _MLP = re.compile(r"(.*\.)?blocks\d?\.\d+\.(mlp\..+|norm2?\..+|gamma)")

@@ -10,11 +10,11 @@ from fcmae.config_io import to_dict
 from fcmae.data import Batch, open_dataset
 from fcmae.masking import BatchPart
 from fcmae.methods import Method, from_config
-from fcmae.training.checkpoints import find_start
-from fcmae.training.devices import LossOf, launch_fabric
-from fcmae.training.loop import Event, Task, train
-from fcmae.training.run import batches_of
-from fcmae.training.seeding import mask_generator, seed_draws
+from fcmae.training.engine.checkpoints import find_start
+from fcmae.training.engine.devices import LossOf, launch_fabric
+from fcmae.training.engine.loop import Event, Task, train
+from fcmae.training.engine.run import batches_of
+from fcmae.training.engine.seeding import mask_generator, seed_draws
 from fcmae.training.watch import Watch
 
 

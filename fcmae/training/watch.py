@@ -13,8 +13,8 @@ from fcmae.methods import MaskedAutoencoder, Method
 from fcmae.models import ViTEncoder
 from fcmae.report.reconstruction import sheet
 from fcmae.report.samples import draw_visible, picture_rows, read_images
-from fcmae.training.guards import CollapseGuard
-from fcmae.training.loop import Event, Running
+from fcmae.training.engine.guards import CollapseGuard
+from fcmae.training.engine.loop import Event, Running
 
 IMAGES = 8
 """That are looked at; they and their masks are functions of the run's seed."""

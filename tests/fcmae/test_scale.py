@@ -7,7 +7,7 @@ import pytest
 from fcmae.config import FinetuneConfig, PretrainConfig
 from fcmae.config_io import load_config, load_scaled
 from fcmae.errors import InputError
-from fcmae.training.optim import peak_learning_rate
+from fcmae.training.engine.optim import peak_learning_rate
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPE = str(CONFIGS / "fcmae" / "convnextv2_base_imagenet1k.yaml")  # 8 devices x 64 images x 8

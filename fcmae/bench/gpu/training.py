@@ -10,7 +10,7 @@ from torch import Tensor
 from fcmae.bench.arms import StepSpec, build_network
 from fcmae.bench.worker import peak_bytes, reset_peak
 from fcmae.masking import patch_grid, random_visible_ids
-from fcmae.training.optim import build_adamw, parameter_groups, set_learning_rate
+from fcmae.training.engine.optim import build_adamw, parameter_groups, set_learning_rate
 from sparse_ops import ActiveSites, SparseImage, global_response_norm, grn_mlp, subm_conv2d
 
 MASKS = 4

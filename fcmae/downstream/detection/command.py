@@ -23,7 +23,7 @@ from fcmae.downstream.detection.pictures import draw_overlay, save_overlay
 from fcmae.downstream.detection.train import KIND, Categories, build_detector
 from fcmae.downstream.trained import cannot_write, load_trained, named_images, parse_options
 from fcmae.errors import InputError
-from fcmae.training.devices import launch_fabric
+from fcmae.training.engine.devices import launch_fabric
 
 _USAGE = """usage: fcmae detect train [--config FILE] [--section.field=VALUE ...]
        fcmae detect eval RUN [--out FILE] [--section.field=VALUE ...]

@@ -18,7 +18,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from fcmae.config import DetectorConfig
 from fcmae.downstream.detection.data.dataset import Target
 from fcmae.downstream.pyramid import FeaturePyramid
-from fcmae.training.optim import LayerDecayType
+from fcmae.training.engine.optim import LayerDecayType
 
 _COARSEST = 64
 """Stride of the FPN's last level: torchvision's anchors are in place where it divides the sides."""

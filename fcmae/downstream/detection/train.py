@@ -18,11 +18,11 @@ from fcmae.downstream.detection.model import Detector
 from fcmae.downstream.pyramid import create_pyramid
 from fcmae.errors import InputError
 from fcmae.masking import BatchPart
-from fcmae.training.checkpoints import Start, find_start
-from fcmae.training.devices import launch_fabric
-from fcmae.training.loop import Event, Running, Task, train
-from fcmae.training.run import batches_of
-from fcmae.training.seeding import seed_draws
+from fcmae.training.engine.checkpoints import Start, find_start
+from fcmae.training.engine.devices import launch_fabric
+from fcmae.training.engine.loop import Event, Running, Task, train
+from fcmae.training.engine.run import batches_of
+from fcmae.training.engine.seeding import seed_draws
 
 KIND = "detect"
 Categories = tuple[tuple[int, str], ...]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fcmae.errors import InputError
 from fcmae.models import Encoder
-from fcmae.training.optim import LayerDecayType, layer_scale
+from fcmae.training.engine.optim import LayerDecayType, layer_scale
 from sparse_ops import ActiveSites
 
 STRIDES = (4, 8, 16, 32)
@@ -85,7 +85,7 @@ class FeaturePyramid(nn.Module):
 
         Args:
             decay: Factor for each layer below the head.
-            kind: How parameters make layers, see `fcmae.training.optim.layer_id`.
+            kind: How parameters make layers, see `fcmae.training.engine.optim.layer_id`.
         """
         scale = layer_scale(decay, depths=self.depths, kind=kind)
 

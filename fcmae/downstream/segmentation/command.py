@@ -20,7 +20,7 @@ from fcmae.downstream.segmentation.pictures import save_label_map, save_overlay
 from fcmae.downstream.segmentation.train import KIND, build_segmenter, tell_left_out
 from fcmae.downstream.trained import cannot_write, load_trained, named_images, parse_options
 from fcmae.errors import InputError
-from fcmae.training.devices import launch_fabric
+from fcmae.training.engine.devices import launch_fabric
 
 _USAGE = """usage: fcmae segment train [--config FILE] [--section.field=VALUE ...]
        fcmae segment eval RUN [--out FILE] [--section.field=VALUE ...]

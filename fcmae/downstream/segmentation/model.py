@@ -9,7 +9,7 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 
 from fcmae.downstream.pyramid import FeaturePyramid
 from fcmae.downstream.segmentation.dataset import IGNORED
-from fcmae.training.optim import LayerDecayType
+from fcmae.training.engine.optim import LayerDecayType
 
 
 class Segmenter(nn.Module):

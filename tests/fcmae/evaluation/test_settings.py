@@ -13,7 +13,7 @@ from fcmae import cli
 from fcmae.config import ClassifierConfig, DataConfig, FinetuneConfig
 from fcmae.config_io import to_dict
 from fcmae.evaluation.settings import data_presets, told_otherwise
-from fcmae.training.checkpoints import save_checkpoint
+from fcmae.training.engine.checkpoints import save_checkpoint
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import fcmae
 from fcmae.data import Views
 from fcmae.masking import MASK_SAMPLERS, WHOLE, BatchPart, complementary_visible_ids
 from fcmae.methods import MSN
-from fcmae.training.seeding import mask_generator
+from fcmae.training.engine.seeding import mask_generator
 
 IMAGES = 12
 

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fcmae
 from fcmae.methods import MAE
-from fcmae.training.devices import LossOf
+from fcmae.training.engine.devices import LossOf
 
 PROCESSES, IMAGES = 2, 6
 

@@ -10,7 +10,7 @@ from fcmae.errors import InputError
 from fcmae.methods import MSN
 from fcmae.methods.msn_loss import msn_loss
 from fcmae.models import create_backbone
-from fcmae.training.optim import build_adamw, parameter_groups
+from fcmae.training.engine.optim import build_adamw, parameter_groups
 from sparse_ops import ActiveSites
 
 CONVNET = {"backbone": "convnextv2_atto", "depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}

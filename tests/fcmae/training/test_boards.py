@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fcmae import cli
 from fcmae.config import RunConfig
 from fcmae.errors import InputError
-from fcmae.training.logs import RunLog, TensorBoard, boards, open_boards, require_loggers
+from fcmae.training.engine.logs import RunLog, TensorBoard, boards, open_boards, require_loggers
 
 PICTURE = torch.full((4, 6, 3), 200, dtype=torch.uint8)
 
@@ -23,7 +23,7 @@ import sys
 from functools import partial
 import torch
 from fcmae.config import RunConfig
-from fcmae.training.logs import RunLog, open_boards
+from fcmae.training.engine.logs import RunLog, open_boards
 run = RunConfig(dir=sys.argv[1], loggers=(sys.argv[2],), project="tests")
 for start in (0, 2):
     boards = partial(open_boards, run, start=start, config={"train": {"base_lr": 0.125}})

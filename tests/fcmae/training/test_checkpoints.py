@@ -11,8 +11,8 @@ import torch
 from fcmae.config import DataConfig, FCMAEConfig, PretrainConfig, PyramidConfig
 from fcmae.config_io import to_dict
 from fcmae.errors import InputError
-from fcmae.training import checkpoints
-from fcmae.training.checkpoints import (
+from fcmae.training.engine import checkpoints
+from fcmae.training.engine.checkpoints import (
     checkpoint_folder,
     find_start,
     load_checkpoint,

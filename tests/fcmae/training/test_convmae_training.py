@@ -13,8 +13,8 @@ from fcmae.errors import InputError
 from fcmae.models import ConvMAEPreset, find_preset
 from fcmae.models.convmae_classifier import ConvMAEClassifier
 from fcmae.training.classifier import build_classifier
+from fcmae.training.engine.optim import layer_id, layer_scale
 from fcmae.training.finetune import finetune
-from fcmae.training.optim import layer_id, layer_scale
 from fcmae.training.pretrain import pretrain
 
 MODEL = ConvMAEConfig(

@@ -14,8 +14,8 @@ from fcmae.convert.files import write_weights
 from fcmae.data import open_dataset
 from fcmae.errors import InputError
 from fcmae.training import finetune as finetuning
-from fcmae.training.checkpoints import newest_checkpoint
 from fcmae.training.classifier import build_classifier
+from fcmae.training.engine.checkpoints import newest_checkpoint
 from fcmae.training.evaluate import with_best
 from fcmae.training.finetune import build_mixup, finetune
 from fcmae.training.pretrain import pretrain

@@ -18,8 +18,8 @@ from fcmae.errors import InputError
 from fcmae.evaluation.encoders import load_encoder
 from fcmae.models import ConvNeXtClassifier, ConvNeXtV2Encoder
 from fcmae.models.gates import OWN_GATES
-from fcmae.training.checkpoints import require_same_model
 from fcmae.training.classifier import build_classifier
+from fcmae.training.engine.checkpoints import require_same_model
 from fcmae.training.finetune import finetune
 from fcmae.training.pretrain import pretrain
 

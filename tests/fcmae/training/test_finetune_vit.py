@@ -22,8 +22,8 @@ from fcmae.errors import InputError
 from fcmae.models import Encoder
 from fcmae.models.position import sincos_positions
 from fcmae.training.classifier import build_classifier
+from fcmae.training.engine.optim import layer_id, layer_scale, parameter_groups
 from fcmae.training.finetune import finetune
-from fcmae.training.optim import layer_id, layer_scale, parameter_groups
 from fcmae.training.pretrain import pretrain
 
 SIZES: dict[str, Any] = {"backbone": "vit_tiny_patch8", "depths": (2,), "dims": (16,), "num_heads": 2}

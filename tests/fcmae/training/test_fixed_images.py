@@ -35,8 +35,8 @@ from fcmae.methods import from_config
 from fcmae.models import create_backbone
 from fcmae.report.reconstruction import MASKED_GREY, displayable, rows_of
 from fcmae.report.samples import load_method
-from fcmae.training.guards import COLLAPSE_BOUNDS, CollapseGuard
-from fcmae.training.logs import RunLog
+from fcmae.training.engine.guards import COLLAPSE_BOUNDS, CollapseGuard
+from fcmae.training.engine.logs import RunLog
 from fcmae.training.pretrain import pretrain
 from fcmae.training.watch import IMAGES, watched_layers
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcmae.errors import InputError
-from fcmae.training.guards import BadImages, LossReading, first_non_finite, first_non_finite_weight
-from fcmae.training.logs import RunLog
+from fcmae.training.engine.guards import BadImages, LossReading, first_non_finite, first_non_finite_weight
+from fcmae.training.engine.logs import RunLog
 from sparse_ops import ActiveSites, SparseImage
 
 
@@ -83,7 +83,7 @@ class Operators(TorchDispatchMode):
 
 
 def test_reading_the_loss_takes_no_tensor_from_the_host():
-    """On a GPU such a copy would wait for the forward pass, and the backward pass be queued too late."""
+    """On a GPU such a copy would wait for the forward pass, and the backward pass would queue too late."""
     fabric, loss = Fabric(accelerator="cpu", devices=1), torch.tensor(2.5)
     with Operators() as ran:
         reading = LossReading(fabric, loss, stop=True)

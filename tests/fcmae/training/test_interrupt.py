@@ -16,8 +16,8 @@ from training_runs import assert_same_tensors, events, last_state
 from fcmae import cli
 from fcmae.config import PretrainConfig
 from fcmae.errors import InputError, Stopped
+from fcmae.training.engine.interrupt import StopRequests
 from fcmae.training.finetune import finetune
-from fcmae.training.interrupt import StopRequests
 from fcmae.training.pretrain import pretrain
 
 

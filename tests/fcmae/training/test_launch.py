@@ -14,7 +14,7 @@ from training_runs import events
 from fcmae.config import RunConfig, TrainConfig
 from fcmae.config_io import save_config
 from fcmae.errors import InputError
-from fcmae.training.devices import launch_fabric
+from fcmae.training.engine.devices import launch_fabric
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from fcmae.errors import InputError
-from fcmae.training.logs import RunLog, TensorBoard, peak_memory_mb
-from fcmae.training.logs.boards import Board
+from fcmae.training.engine.logs import RunLog, TensorBoard, peak_memory_mb
+from fcmae.training.engine.logs.boards import Board
 
 
 def lines(run_dir: Path) -> list[dict]:

@@ -13,9 +13,9 @@ from fcmae.config import PretrainConfig
 from fcmae.config_io import to_dict
 from fcmae.errors import InputError
 from fcmae.masking import BatchPart
-from fcmae.training.checkpoints import find_start
-from fcmae.training.devices import launch_fabric
-from fcmae.training.loop import Event, Running, Task, train
+from fcmae.training.engine.checkpoints import find_start
+from fcmae.training.engine.devices import launch_fabric
+from fcmae.training.engine.loop import Event, Running, Task, train
 
 
 class Scenes(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from training_runs import events
 
-from fcmae.training import loop
+from fcmae.training.engine import loop
 from fcmae.training.pretrain import pretrain
 
 KIB_A_STEP = 4.0

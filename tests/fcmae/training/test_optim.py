@@ -9,7 +9,7 @@ from torch import nn
 
 from fcmae.config import TrainConfig
 from fcmae.errors import InputError
-from fcmae.training.optim import (
+from fcmae.training.engine.optim import (
     build_adamw,
     follow_schedules,
     layer_id,

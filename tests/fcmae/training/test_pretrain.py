@@ -17,9 +17,9 @@ from fcmae.config_io import to_dict
 from fcmae.data import open_dataset
 from fcmae.errors import InputError
 from fcmae.methods import from_config
-from fcmae.training import loop
 from fcmae.training import pretrain as pretraining
-from fcmae.training.devices import launch_fabric
+from fcmae.training.engine import loop
+from fcmae.training.engine.devices import launch_fabric
 from fcmae.training.pretrain import pretrain
 
 

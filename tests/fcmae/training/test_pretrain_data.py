@@ -16,7 +16,7 @@ from training_runs import Interruption, assert_same_tensors, events, interrupt_a
 from fcmae import cli
 from fcmae.data import ShardDataset
 from fcmae.errors import InputError
-from fcmae.training.checkpoints import newest_checkpoint
+from fcmae.training.engine.checkpoints import newest_checkpoint
 from fcmae.training.pretrain import pretrain
 
 # The server's thread: Python 3.12 warns of forks beside threads.

@@ -11,9 +11,9 @@ from PIL import Image
 from training_runs import Interruption, assert_same_tensors, events, interrupt_after, last_state
 
 from fcmae.data import open_dataset, pretrain_transform
-from fcmae.training.checkpoints import Start
+from fcmae.training.engine.checkpoints import Start
+from fcmae.training.engine.run import batches_of
 from fcmae.training.pretrain import pretrain
-from fcmae.training.run import batches_of
 
 RNG = np.random.default_rng(0)
 

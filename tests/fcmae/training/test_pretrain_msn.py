@@ -12,9 +12,9 @@ from fcmae.config import DataConfig, MSNConfig, PretrainConfig, PretrainTrainCon
 from fcmae.data import open_dataset
 from fcmae.errors import InputError
 from fcmae.training import pretrain as pretraining
-from fcmae.training.guards import CollapseGuard
-from fcmae.training.logs import RunLog
-from fcmae.training.optim import build_adamw, follow_schedules, parameter_groups
+from fcmae.training.engine.guards import CollapseGuard
+from fcmae.training.engine.logs import RunLog
+from fcmae.training.engine.optim import build_adamw, follow_schedules, parameter_groups
 from fcmae.training.pretrain import pretrain
 
 MODEL = MSNConfig(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fcmae.training.logs import RunLog
-from fcmae.training.logs import progress as screen
-from fcmae.training.logs.progress import Bar, PlainLines, open_progress, summary
+from fcmae.training.engine.logs import RunLog
+from fcmae.training.engine.logs import progress as screen
+from fcmae.training.engine.logs.progress import Bar, PlainLines, open_progress, summary
 
 TRAIN = {"images_per_second": 1234.5, "data_wait": 0.034, "gradient_norm": 1.25, "memory_mb": 2048.0}
 

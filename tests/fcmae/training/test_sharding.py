@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor
 from training_runs import assert_same_tensors, last_state
 
 import fcmae
-from fcmae.training.devices import LossOf
+from fcmae.training.engine.devices import LossOf
+from fcmae.training.engine.sharding import blocks_of, checkpoint_activations, shard
 from fcmae.training.pretrain import pretrain
-from fcmae.training.sharding import blocks_of, checkpoint_activations, shard
 
 CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 8, 16, 16), "decoder_dim": 8}
 CONVMAE = {"depths": (1, 2, 1), "dims": (8, 8, 16), "num_heads": 2}

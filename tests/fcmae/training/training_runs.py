@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fcmae.training.checkpoints import newest_checkpoint
+from fcmae.training.engine.checkpoints import newest_checkpoint
 
 
 def last_state(run_dir: str | Path) -> dict[str, Any]:

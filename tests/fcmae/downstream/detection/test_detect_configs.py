@@ -7,7 +7,7 @@ import yaml
 
 from fcmae.config import DetectConfig
 from fcmae.config_io import load_config, load_scaled, to_dict
-from fcmae.training.optim import learning_rate, peak_learning_rate
+from fcmae.training.engine.optim import learning_rate, peak_learning_rate
 
 FOLDER = Path(__file__).parents[4] / "configs" / "detection"
 PAPERS = {

@@ -25,7 +25,7 @@ from fcmae.config import (
 from fcmae.downstream.detection.train import train_detector
 from fcmae.downstream.samples import write_samples
 from fcmae.errors import InputError
-from fcmae.training.checkpoints import newest_checkpoint
+from fcmae.training.engine.checkpoints import newest_checkpoint
 
 
 def small_config(run: Path, *, steps: int = 4, data: dict[str, Any] | None = None) -> DetectConfig:

@@ -11,7 +11,7 @@ from fcmae.downstream import create_pyramid
 from fcmae.errors import InputError
 from fcmae.models import ConvMAEEncoder, ViTEncoder, create_backbone
 from fcmae.models.transformer import transformer_blocks
-from fcmae.training.sharding import checkpoint_activations
+from fcmae.training.engine.sharding import checkpoint_activations
 
 WIDTHS = {
     "convnextv2_atto": (8, 12, 16, 20),

@@ -7,7 +7,7 @@ import yaml
 
 from fcmae.config import SegmentConfig
 from fcmae.config_io import load_config, load_scaled, to_dict
-from fcmae.training.optim import peak_learning_rate
+from fcmae.training.engine.optim import peak_learning_rate
 
 FOLDER = Path(__file__).parents[4] / "configs" / "segmentation"
 PAPERS = ("convnextv2_base_ade20k", "convmae_base_ade20k", "vit_base_patch16_ade20k")

@@ -18,7 +18,7 @@ from fcmae.downstream.segmentation.command import load_segmenter
 from fcmae.downstream.segmentation.metrics import scores
 from fcmae.downstream.segmentation.train import train_segmenter
 from fcmae.errors import InputError
-from fcmae.training.checkpoints import newest_checkpoint
+from fcmae.training.engine.checkpoints import newest_checkpoint
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 

@@ -18,8 +18,8 @@ from torch import Tensor, distributed, nn
 
 from fcmae.config import RunConfig, TrainConfig
 from fcmae.errors import InputError
-from fcmae.training.logs import require_loggers
-from fcmae.training.sharding import shard
+from fcmae.training.engine.logs import require_loggers
+from fcmae.training.engine.sharding import shard
 
 
 class AutocastOnly(MixedPrecision):

@@ -9,7 +9,7 @@ from torch.distributed import DistError
 
 from fcmae.convert.files import newest_checkpoint
 from fcmae.errors import ProcessLostError, Stopped
-from fcmae.training.logs import RunLog
+from fcmae.training.engine.logs import RunLog
 
 
 class StopRequests:

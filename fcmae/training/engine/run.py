@@ -19,10 +19,10 @@ from fcmae.data import Batch, ImageDataset, Loaded, training_batches
 from fcmae.errors import InputError, Stopped
 from fcmae.machine import machine, source_commit
 from fcmae.report.run import PAGE, read_run, write_run_page
-from fcmae.training.checkpoints import Start
-from fcmae.training.devices import started_by_fabric
-from fcmae.training.interrupt import process_lost
-from fcmae.training.logs import RunLog, open_boards, peak_memory_mb
+from fcmae.training.engine.checkpoints import Start
+from fcmae.training.engine.devices import started_by_fabric
+from fcmae.training.engine.interrupt import process_lost
+from fcmae.training.engine.logs import RunLog, open_boards, peak_memory_mb
 
 Images = TypeVar("Images")
 

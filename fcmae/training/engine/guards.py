@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fcmae.convert.files import newest_checkpoint
 from fcmae.data import Batch
 from fcmae.errors import InputError
-from fcmae.training.logs import RunLog
-from fcmae.training.sharding import first_non_finite_name, whole
+from fcmae.training.engine.logs import RunLog
+from fcmae.training.engine.sharding import first_non_finite_name, whole
 
 
 class LossReading:

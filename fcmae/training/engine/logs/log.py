@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from fcmae.errors import InputError
-from fcmae.training.logs.boards import Board
-from fcmae.training.logs.progress import open_progress
+from fcmae.training.engine.logs.boards import Board
+from fcmae.training.engine.logs.progress import open_progress
 
 # Events of one process' life. All others belong to their step, which a resumed run makes again.
 _LASTING = (

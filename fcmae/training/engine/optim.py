@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fcmae.config import TrainConfig
 from fcmae.config.train import Schedule
 from fcmae.errors import InputError
-from fcmae.training.sharding import like_parameter
+from fcmae.training.engine.sharding import like_parameter
 
 LayerDecayType = Literal["single", "group"]
 _GROUPS = 12

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from fcmae.config_io import to_dict
 from fcmae.data import explained
 from fcmae.masking import BatchPart
-from fcmae.training.checkpoints import Start, checkpoint_folder, save_checkpoint
-from fcmae.training.devices import compiled
-from fcmae.training.guards import (
+from fcmae.training.engine.checkpoints import Start, checkpoint_folder, save_checkpoint
+from fcmae.training.engine.devices import compiled
+from fcmae.training.engine.guards import (
     BadImages,
     CollapseGuard,
     LossReading,
@@ -26,18 +26,18 @@ from fcmae.training.guards import (
     non_finite,
     require_finite_weights,
 )
-from fcmae.training.interrupt import StopRequests, stopped
-from fcmae.training.logs import AnyBatch, Pace, RunLog, peak_memory_mb
-from fcmae.training.optim import (
+from fcmae.training.engine.interrupt import StopRequests, stopped
+from fcmae.training.engine.logs import AnyBatch, Pace, RunLog, peak_memory_mb
+from fcmae.training.engine.optim import (
     build_adamw,
     follow_schedules,
     load_optimizer_state,
     optimizer_state,
     parameter_groups,
 )
-from fcmae.training.run import TrainingConfig, due, open_run
-from fcmae.training.seeding import seed_draws
-from fcmae.training.sharding import checkpoint_activations, gather_state
+from fcmae.training.engine.run import TrainingConfig, due, open_run
+from fcmae.training.engine.seeding import seed_draws
+from fcmae.training.engine.sharding import checkpoint_activations, gather_state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""What every kind of training shares: the loop, its processes, optimiser, checkpoints, guards and logs."""

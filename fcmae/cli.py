@@ -1,6 +1,8 @@
 """The `fcmae` command. Each subcommand imports what it needs when it runs: help and typos answer at once."""
 
 import difflib
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +13,8 @@ from fcmae.errors import InputError, ProcessLostError, Stopped
 
 EXIT_STOPPED = 75
 """A run was told to stop and has saved, or lost a process: EX_TEMPFAIL, for a scheduler to start it again."""
+EXIT_UNREAD = 141
+"""Nobody reads what is printed any more: as a shell tells of SIGPIPE."""
 
 
 _EXTRAS = {name: "downstream" for name in ("faster_coco_eval", "torchmetrics", "transformers")}
@@ -29,14 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A user's mistake (InputError) and a backend that cannot run end in one message on stderr and exit code 2,
     Ctrl-C in exit code 130, a run that SIGTERM, SIGUSR1 or SIGUSR2 stopped or that lost a process in
-    EXIT_STOPPED. Any other exception is a bug and keeps its traceback.
+    EXIT_STOPPED, a stdout that nobody reads any more in EXIT_UNREAD. Any other exception is a bug and keeps
+    its traceback.
 
     Args:
         argv: The arguments after `fcmae`; None: the process's.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here a reader who left is noticed, not at the interpreter's end
+        return code
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return EXIT_UNREAD
     except InputError as error:
         return _refuse(" ".join(str(error).split()))
     except Stopped as stop:
@@ -63,6 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, BackendUnavailableError):
             raise
         return _refuse(str(error))
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads stdout any more, as behind `| head`; what is left in it is then dropped."""
+    if sys.stdout is None:
+        return False
+    stdout, poll = sys.stdout.fileno(), select.poll()
+    poll.register(stdout, 0)  # errors alone, of which this is one
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True
 
 
 def _refuse(message: str) -> int:

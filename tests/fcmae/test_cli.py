@@ -159,3 +159,21 @@ def test_module_runs_as_a_command() -> None:
         [sys.executable, "-m", "fcmae", "pretrian"], capture_output=True, text=True, cwd=ROOT
     )
     assert run.returncode == 2 and run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--help"]])
+def test_a_reader_who_leaves_ends_it_quietly(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "fcmae", *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == cli.EXIT_UNREAD
+
+
+def test_another_broken_pipe_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "fcmae.convert.command", "main", BrokenPipeError())
+    with pytest.raises(BrokenPipeError):
+        cli.main(["convert"])

@@ -1,6 +1,6 @@
 """Training of Mask R-CNN: a pretrained encoder and annotated images in, a detector out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from fcmae.config import DetectConfig
 from fcmae.config_io import to_dict
 from fcmae.data import Batch, ImageDataset
-from fcmae.downstream.detection.data.coco import CocoAnnotations
 from fcmae.downstream.detection.data.dataset import Example, open_instances
 from fcmae.downstream.detection.data.transforms import LargeScaleJitter
 from fcmae.downstream.detection.evaluate import evaluate
@@ -36,6 +35,7 @@ class Detecting(Task):
         config: Of the run.
         validation: What is evaluated on.
         categories: (id, name) of each class.
+        left_out: See `Task`.
     Attributes:
         metrics: Of the last evaluation; see `train_detector`.
     """
@@ -49,12 +49,14 @@ class Detecting(Task):
         *,
         validation: ImageDataset[Example],
         categories: Categories,
+        left_out: Sequence[str] = (),
     ) -> None:
         settings = config.train
         super().__init__(
             detector,
             lr_scale=detector.layer_scale(settings.layer_decay, kind=settings.layer_decay_type),
             events=[Event(every=settings.evaluate_every, call=self._evaluate)],
+            left_out=left_out,
         )
         self._detector, self._config = detector, config
         self._validation, self._categories = validation, categories
@@ -116,12 +118,17 @@ def train_detector(config: DetectConfig) -> dict[str, float]:
     start = find_start(config.resume, config.run.dir, kind=KIND, config=to_dict(config))
     dataset, annotations = open_instances(config.data, split="train")
     validation, others = open_instances(config.data, split="val")
-    _tell(fabric, annotations, others)
     require_same_categories(start, annotations.categories)
 
     seed_draws(config.train.seed)  # the initial weights
     detector = build_detector(config, start.state or None, classes=len(annotations.categories))
-    task = Detecting(detector, config, validation=validation, categories=annotations.categories)
+    task = Detecting(
+        detector,
+        config,
+        validation=validation,
+        categories=annotations.categories,
+        left_out=list(dict.fromkeys([*annotations.told(), *others.told()])),  # both may be of one file
+    )
     transform = LargeScaleJitter(
         size=config.data.size, scale=config.data.scale, flip=config.data.flip, pixels=config.data
     )
@@ -164,9 +171,3 @@ def require_same_categories(start: Start, categories: Categories) -> None:
             f"resume: expected the {len(saved)} categories of {start.path}, got {len(categories)} that are "
             "not the same. Restore data.annotations, or use another --run.dir to start anew."
         )
-
-
-def _tell(fabric: Fabric, *annotations: CocoAnnotations) -> None:
-    if fabric.is_global_zero:
-        for line in dict.fromkeys(line for part in annotations for line in part.told()):
-            print(line)

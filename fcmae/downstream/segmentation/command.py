@@ -17,7 +17,7 @@ from fcmae.downstream.segmentation.evaluate import evaluate, predict
 from fcmae.downstream.segmentation.metrics import intersection_over_union, scores
 from fcmae.downstream.segmentation.model import Segmenter
 from fcmae.downstream.segmentation.pictures import save_label_map, save_overlay
-from fcmae.downstream.segmentation.train import KIND, build_segmenter, tell_left_out
+from fcmae.downstream.segmentation.train import KIND, build_segmenter, told_left_out
 from fcmae.downstream.trained import cannot_write, load_trained, named_images, parse_options
 from fcmae.errors import InputError
 from fcmae.training.engine.devices import launch_fabric
@@ -75,7 +75,8 @@ def _eval(argv: list[str]) -> int:
     arguments, options = parse_options(parser, SegmentConfig, argv)
     model, config, file, step = load_segmenter(arguments.run, options)
     dataset, left_out = open_label_maps(config.data, split="val")
-    tell_left_out(left_out, "validation")
+    for line in told_left_out(left_out, "validation"):
+        print(line)
     fabric = _launch(config, model)
     bad: list[str] = []
 

@@ -35,18 +35,27 @@ class Segmentation(Task):
         model: Images to the logits of every pixel.
         config: Of the run.
         validation: What is evaluated on.
+        left_out: See `Task`.
     Attributes:
         metrics: Of the last evaluation; see `train_segmenter`.
     """
 
     kind = KIND
 
-    def __init__(self, model: Segmenter, config: SegmentConfig, *, validation: ImageDataset[Example]) -> None:
+    def __init__(
+        self,
+        model: Segmenter,
+        config: SegmentConfig,
+        *,
+        validation: ImageDataset[Example],
+        left_out: Sequence[str] = (),
+    ) -> None:
         settings = config.train
         super().__init__(
             model,
             lr_scale=model.layer_scale(settings.layer_decay, kind=settings.layer_decay_type),
             events=[Event(every=settings.evaluate_every, call=self._evaluate)],
+            left_out=left_out,
         )
         self._config, self._validation, self._pyramid = config, validation, model.pyramid
         self.metrics: dict[str, float] = {}
@@ -114,16 +123,16 @@ def train_segmenter(config: SegmentConfig) -> dict[str, float]:
     start = find_start(config.resume, config.run.dir, kind=KIND, config=to_dict(config))
     dataset, left_out = open_label_maps(config.data, split="train")
     validation, val_left_out = open_label_maps(config.data, split="val")
-    if fabric.is_global_zero:
-        tell_left_out(left_out, "training")
-        tell_left_out(val_left_out if config.data.val_root is not None else [], "validation")
+    told = told_left_out(left_out, "training")
+    if config.data.val_root is not None:
+        told += told_left_out(val_left_out, "validation")
 
     seed_draws(settings.seed)  # the initial weights
     model: nn.Module = build_segmenter(config, start.state.get("pyramid"))
     if synchronised:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert isinstance(model, Segmenter)
-    task = Segmentation(model, config, validation=validation)
+    task = Segmentation(model, config, validation=validation, left_out=told)
     batches = batches_of(config, dataset, RandomCrop(config=config.data), fabric=fabric, start=start)
     train(task, batches, config, fabric=fabric, start=start, images=len(dataset))
     return task.metrics
@@ -159,9 +168,11 @@ def build_segmenter(config: SegmentConfig, description: Mapping[str, Any] | None
     )
 
 
-def tell_left_out(lines: Sequence[str], name: str) -> None:
-    """Print how many images have no label map, and which the first are."""
-    if lines:
-        print(f"left out {len(lines)} {name} images without a label map:")
-        for line in lines[:SHOWN]:
-            print(f"  {line}")
+def told_left_out(lines: Sequence[str], name: str) -> list[str]:
+    """Lines that say how many images have no label map, and which the first are."""
+    if not lines:
+        return []
+    return [
+        f"left out {len(lines)} {name} images without a label map:",
+        *(f"  {line}" for line in lines[:SHOWN]),
+    ]

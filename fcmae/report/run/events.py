@@ -28,6 +28,7 @@ _WORDS: dict[str, tuple[str, Callable[[Event], str]]] = {
     "stopped": ("stop", lambda event: f"saved and left on {event['request']}"),
     "other_batches": ("other batches", lambda event: event["change"]),
     "refused_checkpoint": ("refused checkpoint", lambda event: event["reason"]),
+    "left_out": ("annotations left out", lambda event: "; ".join(event["lines"])),
     "bad_image": ("unreadable image", lambda event: event["name"]),
     "skipped_step": ("skipped step", lambda event: f"not finite in {event['first']}"),
     "collapse": (

@@ -76,6 +76,7 @@ class Task:
         network: What is compiled, wrapped and called by `loss`: a module around `model`; None: `model`.
         lr_scale: The factor on the learning rate, from a parameter's name.
         events: In the order of their calls.
+        left_out: Lines about annotations that are not trained or evaluated on, for the run's log.
     """
 
     kind: str
@@ -88,11 +89,13 @@ class Task:
         network: nn.Module | None = None,
         lr_scale: Callable[[str], float] = lambda name: 1.0,
         events: Sequence[Event] = (),
+        left_out: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.network = model if network is None else network
         self.lr_scale = lr_scale
         self.events = events
+        self.left_out = left_out
 
     def begin(self, fabric: Fabric, state: Mapping[str, Any]) -> None:
         """Take up what `state` saved; called once, when `model` has its first weights and is not yet wrapped.
@@ -169,6 +172,10 @@ def train(
         explained(batches),
         StopRequests() as stop,
     ):
+        if task.left_out:
+            log.write("left_out", step=start.step, lines=list(task.left_out))
+        for line in task.left_out:
+            log.say(line)
         bad_images = BadImages(log, limit=config.data.max_bad_images, known=start.state.get("bad_images", ()))
         skipped = SkippedSteps(
             log, model, limit=settings.max_skipped_steps, known=start.state.get("skipped_steps", ())

@@ -23,6 +23,7 @@ _LASTING = (
     "process_lost",
     "refused_checkpoint",
     "other_batches",
+    "left_out",
     "non_finite",
 )
 

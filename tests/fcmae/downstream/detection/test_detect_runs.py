@@ -114,6 +114,8 @@ def test_broken_annotations_are_counted_before_training(
         train_detector(small_config(tmp_path / "refused", steps=1, data=data))
     train_detector(small_config(tmp_path / "skipped", steps=1, data={**data, "broken": "skip"}))
     assert capsys.readouterr().out.count("left out 1 boxes without area") == 1
+    (event,) = lines(tmp_path / "skipped", "left_out")
+    assert len(event["lines"]) == 1 and event["lines"][0].startswith("left out 1 boxes without area")
 
 
 def test_images_of_twelve_channels_and_sixteen_bits_are_trained_on(tmp_path: Path) -> None:

@@ -152,6 +152,8 @@ def test_broken_annotations_are_skipped_and_counted(
     config = segment_config(data={**folders, "broken": "skip", "val_fraction": 0.0}, steps=6)
     train_segmenter(config)
     assert "left out 1 training images without a label map:" in capsys.readouterr().out
+    (event,) = logged(config.run.dir, "left_out")
+    assert "0003.png" in event["lines"][1]
     bad = last_state(config.run.dir)["bad_images"]
     assert len(bad) == 2 and any("9 x 9" in line for line in bad) and any("got 77" in line for line in bad)
     out = tmp_path / "eval.json"

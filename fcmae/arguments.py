@@ -18,4 +18,6 @@ class OptionParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
-        raise InputError(f"{self.prog}: {message}. {self.prog} --help lists the options.")
+        raise InputError(
+            f"{self.prog.removeprefix('fcmae ')}: {message}. {self.prog} --help lists the options."
+        )

@@ -293,7 +293,11 @@ def _bench(argv: list[str]) -> int | None:
     got = argv[0] if argv else "none"
     if got in ("-h", "--help"):
         print(
-            "usage: fcmae bench {step,ops,data} ...\n\nfcmae bench step --help describes the options of one."
+            "usage: fcmae bench {step,ops,data} ...\n\n"
+            "  step  forward and backward of a pretraining step, sparse against masked dense\n"
+            "  ops   each sparse operation on every engine of this machine\n"
+            "  data  the loader against torchvision's\n\n"
+            "fcmae bench step --help describes the options of one."
         )
         return 0
     raise InputError(f"bench: expected step, ops or data, got {got}. Write fcmae bench step, for one.")
@@ -319,7 +323,7 @@ COMMANDS = {
     "reconstruct": Command("Draw what a pretrained model makes of masked images.", _reconstruct),
     "report": Command("Write the page of a run, or one that compares several runs.", _report),
     "data": Command(
-        "Describe a set of images (fcmae data stats), pack it into shards (shard), or write a few (samples).",
+        "Describe images (fcmae data stats), pack them into shards (shard), or write samples (samples).",
         _data,
     ),
     "ablate": Command("Run the arms and seeds of an ablation and write one table.", _ablate),

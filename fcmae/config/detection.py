@@ -145,4 +145,4 @@ class DetectConfig:
     test: DetectTestConfig = field(default_factory=DetectTestConfig)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = "auto"
-    """As in pretraining."""
+    """`auto`: go on from the newest good checkpoint of `run.dir`, or start; `none`: start; or a file."""

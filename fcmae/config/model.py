@@ -29,7 +29,7 @@ class ModelConfig:
     """What every method has: an encoder and a mask. The method's own class adds the rest."""
 
     method: str
-    """`fcmae` and its neighbours in METHOD_CONFIGS: decides which other fields there are."""
+    """`fcmae`, `convmae`, `mae` or `msn`: decides which other fields there are."""
     backbone: str
     mask_ratio: float
     """Share of the patches that is hidden; `int(patches * (1 - mask_ratio))` stay visible."""

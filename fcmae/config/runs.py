@@ -76,4 +76,4 @@ class FinetuneConfig:
     train: FinetuneTrainConfig = field(default_factory=FinetuneTrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = "auto"
-    """As in pretraining."""
+    """`auto`: go on from the newest good checkpoint of `run.dir`, or start; `none`: start; or a file."""

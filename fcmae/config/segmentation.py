@@ -153,4 +153,4 @@ class SegmentConfig:
     test: SegmentTestConfig = field(default_factory=SegmentTestConfig)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = "auto"
-    """As in pretraining."""
+    """`auto`: go on from the newest good checkpoint of `run.dir`, or start; `none`: start; or a file."""

@@ -48,7 +48,8 @@ def refusal(
     key = re.match(r'Parser key "([^"]+)"|argument --([^:]+): expected one argument', text)
     if stray := re.match(r"unrecognized arguments: (.*)", text, re.DOTALL | re.IGNORECASE):
         return InputError(
-            f"{origin}: expected --section.field=VALUE, got {stray[1]}. Write a list as [0.5,1.0]."
+            f"{origin}: expected --section.field=VALUE, got {stray[1]}. "
+            "Write a file as --config FILE and a list as [0.5,1.0]."
         )
     given = re.search(r"(?:Got|Given) value: (.*)\Z", text, re.DOTALL)
     if key is None or (name := key[1] or key[2]) not in leaves or not (given or key[2]):

@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print(
             "usage: fcmae data {stats,shard,samples} ...\n\n"
+            "  stats    mean and deviation of each channel, sizes, formats and unreadable files\n"
+            "  shard    pack images into WebDataset shards\n"
+            "  samples  write annotated photographs to try detection and segmentation on\n\n"
             "fcmae data stats --help describes the options of one."
         )
         return 0

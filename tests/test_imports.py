@@ -51,7 +51,7 @@ def imported(source: str) -> Iterator[str]:
 
 
 def part(path: Path) -> str:
-    """`models` for fcmae/models/blocks.py, `cli` for fcmae/cli.py."""
+    """`models` for fcmae/models/blocks.py, `errors` for fcmae/errors.py."""
     return path.relative_to(ROOT).parts[1].removesuffix(".py")
 
 

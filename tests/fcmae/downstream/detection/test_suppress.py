@@ -29,11 +29,12 @@ def by_definition(
 ) -> list[tuple[int, float]]:
     """The best box of all goes to the result and lowers the scores of the others of its class, and so on."""
     left = {index: score for index, score in enumerate(scores.tolist())}
+    least = 1e-9 if test.nms == "hard" else 1e-3
     found = []
     while left:
         best = max(left, key=lambda index: left[index])
         score = left.pop(best)
-        if score >= 1e-3:
+        if score >= least:
             found.append((best, score))
         for other in list(left):
             overlap = box_iou(boxes[best][None], boxes[other][None]).item()

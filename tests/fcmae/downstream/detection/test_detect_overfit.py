@@ -1,4 +1,4 @@
-"""From a pretraining checkpoint, a detector learns eight photographs by heart."""
+"""From a pretraining checkpoint, a detector learns photographs by heart; docs/downstream.md has eight of them."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ CONFIGS = Path(__file__).parents[4] / "configs"
 
 
 @pytest.mark.slow
-def test_eight_images_are_learnt_by_heart(tmp_path: Path) -> None:
+def test_four_images_are_learnt_by_heart(tmp_path: Path) -> None:
     samples, pretrained = tmp_path / "samples", tmp_path / "pretrained"
-    assert main(["data", "samples", str(samples), "--count=8"]) == 0
+    assert main(["data", "samples", str(samples), "--count=4"]) == 0
     smoke = CONFIGS / "convmae" / "convmae_small_smoke.yaml"
     data = ["--data.source=folder", f"--data.root={samples / 'images'}", "--data.in_chans=3"]
     assert (
@@ -31,8 +31,8 @@ def test_eight_images_are_learnt_by_heart(tmp_path: Path) -> None:
             "--model.backbone=convmae_small",
             "--model.num_heads=4",
             "--train.base_lr=0.128",
-            "--train.steps=260",
-            "--train.evaluate_every=260",
+            "--train.steps=150",
+            "--train.evaluate_every=150",
             f"--model.weights={pretrained}",
             f"--run.dir={tmp_path / 'run'}",
             "--run.accelerator=cpu",

@@ -1,4 +1,4 @@
-"""From a pretraining checkpoint, a detector learns photographs by heart; docs/downstream.md has eight of them."""
+"""A detector learns photographs by heart, from a pretraining checkpoint; docs/downstream.md has eight."""
 
 from pathlib import Path
 

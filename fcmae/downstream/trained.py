@@ -1,7 +1,7 @@
 """What `eval` and `predict` begin with: a trained network's checkpoint, options and images."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,37 @@ from fcmae.errors import InputError
 from fcmae.training.engine.checkpoints import require_same_model
 
 Config = TypeVar("Config", bound=Any)
+
+_USAGE = """usage: fcmae NAME train [--config FILE] [--section.field=VALUE ...]
+       fcmae NAME eval RUN [--out FILE] [--section.field=VALUE ...]
+       fcmae NAME predict RUN IMAGES [IMAGES ...] --out DIR [--overlays] [--section.field=VALUE ...]
+
+fcmae NAME eval --help describes the options of one."""
+
+
+def eval_or_predict(
+    name: str,
+    argv: Sequence[str] | None,
+    *,
+    evaluate: Callable[[list[str]], int],
+    predict: Callable[[list[str]], int],
+) -> int:
+    """Run `fcmae <name> eval` or `predict`; 0 when it is done.
+
+    Raises:
+        InputError: another word.
+    """
+    word, *rest = argv or [""]
+    if word == "eval":
+        return evaluate(rest)
+    if word == "predict":
+        return predict(rest)
+    if word in ("-h", "--help"):
+        print(_USAGE.replace("NAME", name))
+        return 0
+    raise InputError(
+        f"{name}: expected train, eval or predict, got {word or 'none'}. fcmae {name} --help describes them."
+    )
 
 
 def load_trained(

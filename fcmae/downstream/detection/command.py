@@ -15,21 +15,16 @@ from fcmae.config_io import to_dict
 from fcmae.data import Batch, UnreadableImageError, decode_image
 from fcmae.downstream.detection.data.dataset import open_instances
 from fcmae.downstream.detection.data.instances import encode_mask
-from fcmae.downstream.detection.data.transforms import normalised
 from fcmae.downstream.detection.detect import Detections, detect
 from fcmae.downstream.detection.evaluate import evaluate
 from fcmae.downstream.detection.model import Detector
 from fcmae.downstream.detection.pictures import draw_overlay, save_overlay
 from fcmae.downstream.detection.train import KIND, Categories, build_detector
-from fcmae.downstream.trained import cannot_write, load_trained, named_images, parse_options
+from fcmae.downstream.pixels import normalised
+from fcmae.downstream.trained import cannot_write, eval_or_predict, load_trained, named_images, parse_options
 from fcmae.errors import InputError
 from fcmae.training.engine.devices import launch_fabric
 
-_USAGE = """usage: fcmae detect train [--config FILE] [--section.field=VALUE ...]
-       fcmae detect eval RUN [--out FILE] [--section.field=VALUE ...]
-       fcmae detect predict RUN IMAGES [IMAGES ...] --out DIR [--overlays] [--section.field=VALUE ...]
-
-fcmae detect eval --help describes the options of one."""
 _RUN = "a run folder of fcmae detect train, or a checkpoint"
 
 
@@ -39,17 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         InputError: an option, the checkpoint or the images cannot be used.
     """
-    name, *rest = argv or [""]
-    if name == "eval":
-        return _eval(rest)
-    if name == "predict":
-        return _predict(rest)
-    if name in ("-h", "--help"):
-        print(_USAGE)
-        return 0
-    raise InputError(
-        f"detect: expected train, eval or predict, got {name or 'none'}. fcmae detect --help describes them."
-    )
+    return eval_or_predict("detect", argv, evaluate=_eval, predict=_predict)
 
 
 def load_detector(

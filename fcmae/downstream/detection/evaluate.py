@@ -10,10 +10,10 @@ from lightning.fabric import Fabric
 from fcmae.config import DetectConfig, PixelConfig
 from fcmae.data import Batch, ImageDataset, evaluation_batches
 from fcmae.downstream.detection.data.dataset import Example
-from fcmae.downstream.detection.data.transforms import normalised
 from fcmae.downstream.detection.detect import Detections, detect
 from fcmae.downstream.detection.metrics import AveragePrecision
 from fcmae.downstream.detection.model import Detector
+from fcmae.downstream.pixels import normalised
 
 Noting = Callable[[Iterable[Batch]], Iterator[Batch]]
 

@@ -1,6 +1,6 @@
 """Mask R-CNN of torchvision's parts on one of our feature pyramids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -17,14 +17,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from fcmae.config import DetectorConfig
 from fcmae.downstream.detection.data.dataset import Target
+from fcmae.downstream.network import PyramidNetwork
 from fcmae.downstream.pyramid import FeaturePyramid
-from fcmae.training.engine.optim import LayerDecayType
 
 _COARSEST = 64
 """Stride of the FPN's last level: torchvision's anchors are in place where it divides the sides."""
 
 
-class Detector(nn.Module):
+class Detector(PyramidNetwork):
     """Mask R-CNN: the pyramid, an FPN, torchvision's region proposals and its box and mask heads.
 
     Args:
@@ -35,13 +35,12 @@ class Detector(nn.Module):
     """
 
     def __init__(self, pyramid: FeaturePyramid, config: DetectorConfig, *, classes: int) -> None:
-        super().__init__()
+        super().__init__(pyramid)
         width, norm = config.fpn_dim, LayerNorm2d if config.norm == "layer" else None
         pool = partial(MultiScaleRoIAlign, list(pyramid.channels), sampling_ratio=2)
         anchors = AnchorGenerator(
             tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * len(config.anchor_sizes)
         )
-        self.pyramid = pyramid
         self.fpn = FeaturePyramidNetwork(
             list(pyramid.channels.values()), width, extra_blocks=LastLevelMaxPool(), norm_layer=norm
         )
@@ -112,17 +111,3 @@ class Detector(nn.Module):
         # The pooling takes the maps' strides from these sizes, so they are the padded ones.
         _, more = self.roi_heads(features, proposals, [self.canvas(features)] * len(sizes), wanted)
         return losses | more
-
-    def layer_scale(self, decay: float, *, kind: LayerDecayType = "single") -> Callable[[str], float]:
-        """The factor on the learning rate by a parameter's name: the pyramid's, 1 in the new parts."""
-        scale = self.pyramid.layer_scale(decay, kind=kind)
-
-        def scale_of(name: str) -> float:
-            part, _, rest = name.partition(".")
-            return scale(rest) if part == "pyramid" else 1.0
-
-        return scale_of
-
-    def no_weight_decay(self) -> set[str]:
-        """The pyramid's."""
-        return {f"pyramid.{name}" for name in self.pyramid.no_weight_decay()}

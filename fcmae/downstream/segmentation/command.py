@@ -18,15 +18,9 @@ from fcmae.downstream.segmentation.metrics import intersection_over_union, score
 from fcmae.downstream.segmentation.model import Segmenter
 from fcmae.downstream.segmentation.pictures import save_label_map, save_overlay
 from fcmae.downstream.segmentation.train import KIND, build_segmenter, told_left_out
-from fcmae.downstream.trained import cannot_write, load_trained, named_images, parse_options
+from fcmae.downstream.trained import cannot_write, eval_or_predict, load_trained, named_images, parse_options
 from fcmae.errors import InputError
 from fcmae.training.engine.devices import launch_fabric
-
-_USAGE = """usage: fcmae segment train [--config FILE] [--section.field=VALUE ...]
-       fcmae segment eval RUN [--out FILE] [--section.field=VALUE ...]
-       fcmae segment predict RUN IMAGES [IMAGES ...] --out DIR [--overlays] [--section.field=VALUE ...]
-
-fcmae segment eval --help describes the options of one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,18 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         InputError: an option, the checkpoint or the images cannot be used.
     """
-    name, *rest = argv or [""]
-    if name == "eval":
-        return _eval(rest)
-    if name == "predict":
-        return _predict(rest)
-    if name in ("-h", "--help"):
-        print(_USAGE)
-        return 0
-    raise InputError(
-        f"segment: expected train, eval or predict, got {name or 'none'}. "
-        "fcmae segment --help describes them."
-    )
+    return eval_or_predict("segment", argv, evaluate=_eval, predict=_predict)
 
 
 def load_segmenter(path: str | Path, argv: Sequence[str] = ()) -> tuple[Segmenter, SegmentConfig, Path, int]:

@@ -1,18 +1,18 @@
 """UPerNet, transformers' own, on our pyramids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import UperNetConfig
 from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
+from fcmae.downstream.network import PyramidNetwork
 from fcmae.downstream.pyramid import FeaturePyramid
 from fcmae.downstream.segmentation.dataset import IGNORED
-from fcmae.training.engine.optim import LayerDecayType
 
 
-class Segmenter(nn.Module):
+class Segmenter(PyramidNetwork):
     """UPerNet, with an auxiliary FCN head on stride 16 while it trains.
 
     Args:
@@ -26,7 +26,7 @@ class Segmenter(nn.Module):
     def __init__(
         self, pyramid: FeaturePyramid, *, num_classes: int, head_dim: int, auxiliary_dim: int
     ) -> None:
-        super().__init__()
+        super().__init__(pyramid)
         widths = list(pyramid.channels.values())
         config = UperNetConfig(
             hidden_size=head_dim,
@@ -34,7 +34,6 @@ class Segmenter(nn.Module):
             auxiliary_channels=max(1, auxiliary_dim),
             auxiliary_in_channels=widths[2],
         )
-        self.pyramid = pyramid
         self.head = UperNetHead(config, widths)
         self.auxiliary = UperNetFCNHead(config, widths) if auxiliary_dim else None
 
@@ -55,20 +54,6 @@ class Segmenter(nn.Module):
         if self.training and self.auxiliary is not None:
             auxiliary = _enlarged(self.auxiliary(maps), 16, size)
         return _enlarged(self.head(maps), 4, size), auxiliary
-
-    def layer_scale(self, decay: float, *, kind: LayerDecayType = "single") -> Callable[[str], float]:
-        """The factor on the learning rate by a parameter's name: the pyramid's, 1 in the heads."""
-        scale = self.pyramid.layer_scale(decay, kind=kind)
-
-        def scale_of(name: str) -> float:
-            part, _, rest = name.partition(".")
-            return scale(rest) if part == "pyramid" else 1.0
-
-        return scale_of
-
-    def no_weight_decay(self) -> set[str]:
-        """The pyramid's."""
-        return {f"pyramid.{name}" for name in self.pyramid.no_weight_decay()}
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:

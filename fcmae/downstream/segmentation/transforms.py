@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from fcmae.config import SegmentDataConfig
-from fcmae.data import mean_std
+from fcmae.downstream.pixels import normalised
 from fcmae.downstream.segmentation.dataset import IGNORED, Example
 
 _TRIES = 10
@@ -19,12 +19,6 @@ _TRIES = 10
 def fitting_scale(size: tuple[int, int], resize: tuple[int, int] | None) -> float:
     """Factor by which an image (h, w) becomes the largest within `resize`, (shorter, longer side)."""
     return 1.0 if resize is None else min(resize[0] / min(size), resize[1] / max(size))
-
-
-def normalised(image: Tensor, config: SegmentDataConfig) -> Tensor:
-    """Pixels [..., C, H, W] in uint8 or [0, 1] by the data's mean and deviation, float32."""
-    mean, std = (values.to(image.device)[:, None, None] for values in mean_std(config))
-    return (TF.to_dtype(image, torch.float32, scale=True) - mean) / std
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from fcmae.config import SegmentDataConfig, SegmentTestConfig
-from fcmae.downstream.segmentation.transforms import fitting_scale, normalised
+from fcmae.downstream.pixels import normalised
+from fcmae.downstream.segmentation.transforms import fitting_scale
 
 Logits = Callable[[Tensor], Tensor]
 """Images [B, C, H, W] to logits [B, K, H, W]."""

@@ -4,20 +4,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from fcmae.config import PixelConfig
-from fcmae.data import mean_std
 from fcmae.downstream.detection.data.dataset import Example, Target
-
-
-def normalised(pixels: Tensor, config: PixelConfig) -> Tensor:
-    """[C, H, W], float32, of pixels in uint8 or of floats in [0, 1], by the data's mean and deviation."""
-    mean, std = (values[:, None, None] for values in mean_std(config))
-    return (TF.to_dtype(pixels, torch.float32, scale=True) - mean) / std
+from fcmae.downstream.pixels import normalised
 
 
 @dataclass(frozen=True, kw_only=True)

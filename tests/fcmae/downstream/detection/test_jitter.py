@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from fcmae.config import PixelConfig
 from fcmae.downstream.detection.data.dataset import Example, Target
-from fcmae.downstream.detection.data.transforms import LargeScaleJitter, normalised
+from fcmae.downstream.detection.data.transforms import LargeScaleJitter
+from fcmae.downstream.pixels import normalised
 
 PLAIN = PixelConfig(in_chans=1, mean=(0.0,), std=(1.0,))
 

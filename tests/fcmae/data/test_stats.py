@@ -103,7 +103,7 @@ def test_picture_and_sample(mixed: Path, tmp_path: Path, capsys):
         (["gone", "--sample", "0"], "--sample: expected at least 1, got 0."),
         (["gone", "--workers", "-1"], "--workers: expected 0 or more, got -1."),
         (["gone.npy", "--source", "arrays"], "data.root: expected a .npy file"),
-        ([], "fcmae data stats: the following arguments are required: DIR"),
+        ([], "fcmae: data stats: the following arguments are required: DIR"),
     ],
 )
 def test_refusals(argv: list[str], part: str, capsys):

@@ -69,7 +69,7 @@ def test_command_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         (["{folder}", "--count", "0"], "--count: expected at least 1, got 0."),
         (["{folder}/file"], "samples: expected to write into"),
-        ([], "fcmae data samples: "),
+        ([], "fcmae: data samples: "),
     ],
 )
 def test_command_refuses(
